@@ -1,0 +1,1 @@
+"""The resource: types, names and reasons. The bottom layer of the operator."""

@@ -1,0 +1,13 @@
+"""Names of children, computed from the job: a repeated create collides instead of doubling."""
+
+from __future__ import annotations
+
+
+def worker_name(*, job: str, uid: str, serial: int) -> str:
+    """Name of the worker with this serial; serials are never reused."""
+    return f"{job}-{uid[:5]}-{serial}"
+
+
+def record_name(*, job: str, uid: str, attempt: int) -> str:
+    """Name of the immutable record of one attempt."""
+    return f"{job}-{uid[:5]}-attempt-{attempt}"

@@ -1,0 +1,32 @@
+"""Counts written as Kubernetes quantities: 12T tokens, 60M per step."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+_SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18} | {
+    f"{prefix}i": 1024**power for power, prefix in enumerate("KMGTPE", start=1)
+}
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)")
+
+
+def parse_count(value: object) -> int:
+    """A whole number from an integer or a quantity string.
+
+    Raises:
+        ValueError: the value is neither, or not whole.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"{value!r} is no count: write a whole number, or a quantity such as 60M or 12T")
+    if isinstance(value, int):
+        return value
+    match = _QUANTITY.fullmatch(value)
+    if not match or match[2] not in _SUFFIXES:
+        raise ValueError(
+            f"{value!r} is no count: write a whole number, or a quantity such as 4096, 60M, 10G, 12T, 4Ki"
+        )
+    count = Decimal(match[1]) * _SUFFIXES[match[2]]
+    if count != count.to_integral_value():
+        raise ValueError(f"{value!r} is {count}, not a whole number")
+    return int(count)

@@ -1,0 +1,1 @@
+"""The `TrainingJob` simulator: the real decide() against a simulated fleet and clock."""
