@@ -1,0 +1,1 @@
+"""Checkpoints: the object store, the layout in it, saving and loading."""

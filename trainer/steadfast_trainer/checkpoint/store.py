@@ -1,0 +1,426 @@
+"""The trainer's one way to an object store: retries, deadlines and conditional writes over obstore's S3 client.
+
+Checkpoints, the run's fence and the data streams call it from threads; obstore releases the GIL while it waits.
+Nothing here touches obstore before the first request: a client made before a fork hangs the child.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NoReturn, Self, TypeVar
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import S3Store
+
+T = TypeVar("T")
+
+_PART_BYTES = 16 << 20
+_MOST_PARTS = 9_000
+"""S3 allows 10,000 parts in one object."""
+_PARTS_AT_ONCE = 4
+_REQUEST_SECONDS = (30, 16, 8, 4, 2, 1)
+"""How long a request may stay silent. One client per value: the longest that fits in half of the time that is left."""
+_FIRST_DELAY_SECONDS = 0.05
+_LONGEST_DELAY_SECONDS = 5.0
+
+_ENDPOINT_NAMES = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL")
+_STATIC_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_DELEGATED_NAMES = {
+    "AWS_WEB_IDENTITY_TOKEN_FILE": "web_identity_token_file",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "container_credentials_relative_uri",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI": "container_credentials_full_uri",
+}
+_DELEGATED_DETAILS = {
+    "AWS_ROLE_ARN": "role_arn",
+    "AWS_ROLE_SESSION_NAME": "role_session_name",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "container_authorization_token_file",
+}
+_DENIED_CODES = {
+    "AccessDenied",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidIdentityToken",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+_CREDENTIALS_HINT = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN for temporary keys), "
+    "or give the pod's service account an identity"
+)
+
+
+class StoreError(Exception):
+    """An object store refused or failed a request; the message names the request, the place and the remedy."""
+
+
+class StoreUnavailable(StoreError):  # noqa: N818
+    """Errors that pass (5xx, resets, timeouts, nobody listening) did not pass before the deadline."""
+
+
+class StoreDenied(StoreError):  # noqa: N818
+    """No credentials, or ones that are wrong, expired or not allowed to do this."""
+
+
+class BucketMissing(StoreError):  # noqa: N818
+    """The bucket does not exist."""
+
+
+class ObjectMissing(StoreError):  # noqa: N818
+    """The bucket exists, the object does not."""
+
+
+class PreconditionFailed(StoreError):  # noqa: N818
+    """A conditional write lost: the object exists already, or is another one than the tag says."""
+
+
+class ObjectStore:
+    """Objects below one `s3://bucket/prefix`; keys are relative to it.
+
+    Every method retries errors that pass until `deadline_seconds` after its start, and raises the others at once.
+    The deadline bounds the wait for a store that fails or is silent; a transfer that moves may take longer.
+    """
+
+    def __init__(self, uri: str, *, env: Mapping[str, str], deadline_seconds: float = 60) -> None:
+        """Read where the bucket is and who we are from `env`; no request is made.
+
+        Raises:
+            ValueError: `uri` is no `s3://bucket/prefix`.
+            StoreDenied: `env` holds no credentials; requests are never sent unsigned.
+        """
+        scheme, _, rest = uri.partition("://")
+        bucket, _, prefix = rest.partition("/")
+        if scheme != "s3" or not bucket:
+            raise ValueError(f"not an object store address: {uri!r}; write s3://bucket/prefix")
+        self._bucket = _Bucket(name=bucket, endpoint=_endpoint(env), config=_client_config(env, bucket=bucket))
+        self._prefix = prefix.strip("/")
+        self._deadline_seconds = deadline_seconds
+
+    @property
+    def uri(self) -> str:
+        """`s3://bucket/prefix`, without a slash at its end."""
+        return f"s3://{self._bucket.name}/{self._prefix}".rstrip("/")
+
+    def child(self, path: str) -> Self:
+        """The store of a sub-prefix; shares the connections."""
+        child = object.__new__(type(self))
+        child._bucket = self._bucket
+        child._prefix = self._path(path.strip("/"))
+        child._deadline_seconds = self._deadline_seconds
+        return child
+
+    def get(self, key: str, *, deadline_seconds: float | None = None) -> bytes:
+        """The whole object."""
+        return self.get_tagged(key, deadline_seconds=deadline_seconds)[0]
+
+    def get_tagged(self, key: str, *, deadline_seconds: float | None = None) -> tuple[bytes, str]:
+        """The whole object and its tag, which `replace` takes."""
+        path = self._path(key)
+        return self._retry("GET", key, lambda client: _read(client, path), deadline_seconds=deadline_seconds)
+
+    def get_range(self, key: str, start: int, length: int, *, deadline_seconds: float | None = None) -> bytes:
+        """`length` bytes from `start`; fewer where the object ends before.
+
+        Raises:
+            StoreError: `start` lies beyond the object's end.
+        """
+        path = self._path(key)
+        if length == 0:
+            return b""
+        return self._retry(
+            "GET",
+            key,
+            lambda client: bytes(obstore.get_range(client, path, start=start, length=length)),
+            deadline_seconds=deadline_seconds,
+        )
+
+    def put(self, key: str, data: bytes | bytearray | memoryview, *, deadline_seconds: float | None = None) -> None:
+        """Write an object, whatever was there before. Large ones travel in parts; they appear whole or not at all."""
+        path = self._path(key)
+        part = max(_PART_BYTES, -(-len(data) // _MOST_PARTS))
+
+        def write(client: S3Store) -> None:
+            obstore.put(client, path, data, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+
+        self._retry("PUT", key, write, deadline_seconds=deadline_seconds)
+
+    def create(self, key: str, data: bytes, *, deadline_seconds: float | None = None) -> str:
+        """Write an object that must not exist yet; returns its tag.
+
+        Raises:
+            PreconditionFailed: it exists, with other bytes than a try of ours may have left.
+        """
+        return self._write_if(key, data, condition="create", deadline_seconds=deadline_seconds)
+
+    def replace(self, key: str, data: bytes, *, etag: str, deadline_seconds: float | None = None) -> str:
+        """Write an object that must still be the one of this tag; returns the new tag.
+
+        Raises:
+            PreconditionFailed: it is another one, or gone.
+        """
+        return self._write_if(key, data, condition={"e_tag": etag}, deadline_seconds=deadline_seconds)
+
+    def list(self, prefix: str = "", *, deadline_seconds: float | None = None) -> list[str]:
+        """Keys below the folder `prefix`, sorted. `step-1` finds `step-1/a`, not `step-10/a`."""
+        folder = self._path(prefix.strip("/"))
+
+        def read(client: S3Store) -> list[str]:
+            return sorted(found["path"] for page in obstore.list(client, prefix=folder or None) for found in page)
+
+        paths = self._retry("LIST", prefix, read, deadline_seconds=deadline_seconds)
+        return [path[len(self._prefix) :].lstrip("/") for path in paths]
+
+    def delete(self, key: str, *, deadline_seconds: float | None = None) -> None:
+        """Remove an object; one that is gone already is fine."""
+        path = self._path(key)
+        with suppress(ObjectMissing):
+            self._retry("DELETE", key, lambda client: obstore.delete(client, path), deadline_seconds=deadline_seconds)
+
+    def exists(self, key: str, *, deadline_seconds: float | None = None) -> bool:
+        """Whether the object is there.
+
+        Raises:
+            BucketMissing: the bucket is not, so the question has no answer.
+        """
+        path = self._path(key)
+        try:
+            self._retry("HEAD", key, lambda client: obstore.head(client, path), deadline_seconds=deadline_seconds)
+        except ObjectMissing:
+            self.list(key, deadline_seconds=deadline_seconds)  # a HEAD has no body that would name a missing bucket
+            return False
+        return True
+
+    def _write_if(self, key: str, data: bytes, *, condition: Any, deadline_seconds: float | None) -> str:
+        path = self._path(key)
+        in_doubt = False
+
+        def write(client: S3Store) -> str:
+            nonlocal in_doubt
+            try:
+                return _tag(obstore.put(client, path, data, mode=condition, use_multipart=False))
+            except (AlreadyExistsError, PreconditionError):
+                if in_doubt:  # an earlier try failed after the store had done it, perhaps: then the bytes are ours
+                    with suppress(FileNotFoundError):
+                        found, tag = _read(client, path)
+                        if found == data:
+                            return tag
+                raise
+            except BaseError:
+                in_doubt = True
+                raise
+
+        return self._retry("PUT", key, write, deadline_seconds=deadline_seconds, inner_retries=0)
+
+    def _retry(
+        self,
+        verb: str,
+        key: str,
+        request: Callable[[S3Store], T],
+        *,
+        deadline_seconds: float | None,
+        inner_retries: int = 2,
+    ) -> T:
+        """Send `request` until it is answered; obstore itself retries a little, for the parts of large transfers."""
+        seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
+        started = time.monotonic()
+        delay = _FIRST_DELAY_SECONDS
+        tries = 0
+        while True:
+            left = started + seconds - time.monotonic()
+            client = self._bucket.client(seconds=_request_seconds(left), retries=inner_retries)
+            tries += 1
+            try:
+                return request(client)
+            except (BaseError, OSError) as error:
+                cause = _Cause.of(error)
+            if not cause.passes:
+                self._fail(verb, key, cause)
+            pause = random.uniform(delay / 2, delay)
+            if time.monotonic() + pause >= started + seconds:
+                self._give_up(verb, key, cause, tries=tries, seconds=time.monotonic() - started)
+            time.sleep(pause)
+            delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+
+    def _fail(self, verb: str, key: str, cause: _Cause) -> NoReturn:
+        at = f"{verb} {self._place(key)}"
+        match cause.kind:
+            case "bucket":
+                raise BucketMissing(
+                    f"{at}: the bucket {self._bucket.name!r} does not exist; create it or correct the address"
+                )
+            case "object" if verb != "PUT":
+                raise ObjectMissing(f"{at}: there is no such object")
+            case "precondition":
+                raise PreconditionFailed(f"{at}: {cause.text}; somebody else wrote it: read it again")
+            case "denied":
+                raise StoreDenied(f"{at}: {cause.text}; {_CREDENTIALS_HINT}")
+            case _:
+                raise StoreError(f"{at}: {cause.text}; check the endpoint, the region and the address")
+
+    def _give_up(self, verb: str, key: str, cause: _Cause, *, tries: int, seconds: float) -> NoReturn:
+        raise StoreUnavailable(
+            f"{verb} {self._place(key)}: {cause.text}; gave up after {tries} tries in {seconds:.1f} s: "
+            "check that the store is up and can be reached from here"
+        )
+
+    def _place(self, key: str) -> str:
+        return f"s3://{self._bucket.name}/{self._path(key)} at {self._bucket.endpoint}"
+
+    def _path(self, key: str) -> str:
+        return f"{self._prefix}/{key}".strip("/") if self._prefix else key
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bucket:
+    """The connections to one bucket, shared by all its sub-prefixes."""
+
+    name: str
+    endpoint: str
+    config: Mapping[str, Any] = field(repr=False)
+    _clients: dict[tuple[int, int], S3Store] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def client(self, *, seconds: int, retries: int) -> S3Store:
+        with self._lock:
+            if (seconds, retries) not in self._clients:
+                self._clients[seconds, retries] = self._connect(seconds=seconds, retries=retries)
+            return self._clients[seconds, retries]
+
+    def _connect(self, *, seconds: int, retries: int) -> S3Store:
+        silence = timedelta(seconds=seconds)
+        return S3Store(
+            self.name,
+            **self.config,
+            client_options={
+                "allow_http": self.endpoint.startswith("http://"),
+                "connect_timeout": timedelta(seconds=min(seconds, 5)),
+                "read_timeout": silence,  # a PUT counts from its start, a GET from the last byte that came
+                "timeout": timedelta(hours=1),
+            },
+            retry_config={
+                "max_retries": retries,
+                "retry_timeout": silence,
+                "backoff": {
+                    "init_backoff": timedelta(seconds=_FIRST_DELAY_SECONDS),
+                    "max_backoff": timedelta(seconds=1),
+                    "base": 2,
+                },
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cause:
+    """Why a request failed: obstore's exception read as S3 means it."""
+
+    kind: str
+    text: str
+    """Without the reply's body: some stores repeat the session token in it."""
+
+    @property
+    def passes(self) -> bool:
+        return self.kind == "transient"
+
+    @classmethod
+    def of(cls, error: Exception) -> _Cause:
+        story = str(error)
+        found = re.search(r"(?:non-2xx status code|status): (\d{3})", story)
+        status = int(found[1]) if found else None
+        code = _element(story, "Code")
+        text = " ".join(str(part) for part in (status, code, _element(story, "Message")) if part)
+        return cls(kind=_kind(error, status=status, code=code), text=text or _transport(story))
+
+
+def _kind(error: Exception, *, status: int | None, code: str) -> str:
+    if code == "NoSuchBucket":
+        return "bucket"
+    if status in {401, 403} or code in _DENIED_CODES:
+        return "denied"
+    if isinstance(error, AlreadyExistsError | PreconditionError):
+        return "precondition"
+    if isinstance(error, FileNotFoundError):
+        return "object"
+    if "normally indicates an incorrectly configured region" in str(error):
+        return "other"
+    return "transient" if status is None or status >= 500 or status in {408, 429} else "other"
+
+
+def _element(story: str, name: str) -> str:
+    found = re.search(rf"<{name}>([^<]*)</{name}>", story)
+    return found[1] if found else ""
+
+
+def _transport(story: str) -> str:
+    """What went wrong below HTTP, from obstore's debug text."""
+    if "TimedOut" in story or "Elapsed" in story:
+        return "the store did not answer in time"
+    found = re.search(r'message: "([^"]+)"', story) or re.search(r'\w+Error\(\s*"([^"]+)"', story)
+    return (found[1] if found else story.partition("\n")[0]).lower() or "no reply"
+
+
+def _read(client: S3Store, path: str) -> tuple[bytes, str]:
+    reply = obstore.get(client, path)
+    return bytes(reply.bytes()), _tag(reply.meta)
+
+
+def _tag(meta: Mapping[str, Any]) -> str:
+    if not meta["e_tag"]:
+        raise StoreError("the store gives its objects no ETag: conditional writes, and so checkpoints, need them")
+    return str(meta["e_tag"])
+
+
+def _request_seconds(left: float) -> int:
+    return next((seconds for seconds in _REQUEST_SECONDS if seconds <= left / 2), _REQUEST_SECONDS[-1])
+
+
+def _endpoint(env: Mapping[str, str]) -> str:
+    given = next((env[name] for name in _ENDPOINT_NAMES if env.get(name)), "")
+    return given.rstrip("/") or f"https://s3.{_region(env)}.amazonaws.com"
+
+
+def _region(env: Mapping[str, str]) -> str:
+    return env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+
+
+def _client_config(env: Mapping[str, str], *, bucket: str) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "region": _region(env),
+        "endpoint": _endpoint(env),
+        "virtual_hosted_style_request": False,
+        "skip_signature": False,  # said aloud: obstore also reads AWS_SKIP_SIGNATURE of the process
+        "disable_bulk_delete": True,  # plain DELETE is what every S3 has
+    }
+    if not any(env.get(name) for name in _ENDPOINT_NAMES):
+        config |= {
+            "virtual_hosted_style_request": True,
+            "endpoint": f"https://{bucket}.s3.{_region(env)}.amazonaws.com",
+        }
+    return config | _credentials(env)
+
+
+def _credentials(env: Mapping[str, str]) -> dict[str, Any]:
+    if all(env.get(name) for name in _STATIC_NAMES):
+        key_id, secret = (env[name] for name in _STATIC_NAMES)
+        keys = {
+            "access_key_id": key_id,
+            "secret_access_key": secret,
+            "token": env.get("AWS_SESSION_TOKEN") or None,
+            "expires_at": None,
+        }
+        # A provider, not plain options: those would be mixed with the AWS_SESSION_TOKEN of the process.
+        return {"credential_provider": lambda: keys}
+    if any(env.get(name) for name in _DELEGATED_NAMES):
+        names = _DELEGATED_NAMES | _DELEGATED_DETAILS
+        return {option: env[name] for name, option in names.items() if env.get(name)}
+    missing = ", ".join(name for name in _STATIC_NAMES if not env.get(name))
+    raise StoreDenied(f"no credentials for the object store: {missing} not set; {_CREDENTIALS_HINT}")
