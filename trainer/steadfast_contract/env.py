@@ -81,6 +81,8 @@ class RankEnv:
     master_port: int = 0
     """0: this process is the whole world, nobody connects."""
     training: str = ""
+    job: str = ""
+    """`<namespace>/<name>`, for messages; empty under torchrun or alone."""
     job_uid: str = ""
     """Owner of the run; empty under torchrun or alone, where each launch is an owner of its own."""
     attempt: int = 0
@@ -117,6 +119,7 @@ _RANK_NAMES = {
     "master_addr": "MASTER_ADDR",
     "master_port": "MASTER_PORT",
     "training": "STEADFAST_TRAINING",
+    "job": "STEADFAST_JOB",
     "job_uid": "STEADFAST_JOB_UID",
     "attempt": "STEADFAST_ATTEMPT",
     "folder": "STEADFAST_FOLDER",

@@ -1,0 +1,170 @@
+"""The ranks of one worker: started from the warm process, watched by pidfd, ended together.
+
+A worker's end is one event: the first rank that fails ends all of them, and its report becomes the worker's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from steadfast_agent.zygote import Zygote
+from steadfast_contract.env import RankEnv, WorkerEnv
+from steadfast_contract.exits import ExitCode, RankReport, describe_exit
+from steadfast_contract.folder import report_path
+
+LAST_LINES = 20
+
+
+@dataclass
+class RankProcess:
+    """One running rank."""
+
+    rank: int
+    local_rank: int
+    pid: int
+    pidfd: int
+    warm: bool
+    lines: collections.deque[str] = field(default_factory=lambda: collections.deque(maxlen=LAST_LINES))
+    code: int | None = None
+    """As in subprocess: negative for a signal; None while it runs."""
+
+
+def rank_env(worker: WorkerEnv, *, local_rank: int, master: str) -> RankEnv:
+    """The environment of one rank, as torchrun would give it, plus ours."""
+    address, _, port = master.rpartition(":")
+    return RankEnv(
+        rank=worker.node_rank * worker.ranks_per_worker + local_rank,
+        local_rank=local_rank,
+        world_size=worker.num_workers * worker.ranks_per_worker,
+        local_world_size=worker.ranks_per_worker,
+        master_addr=address,
+        master_port=int(port),
+        training=worker.training,
+        job=worker.job,
+        job_uid=worker.job_uid,
+        attempt=worker.attempt,
+        folder=worker.folder,
+    )
+
+
+class Gang:
+    """All ranks of this worker."""
+
+    def __init__(self, worker: WorkerEnv, *, on_line: Callable[[str], None]) -> None:
+        self.ranks: list[RankProcess] = []
+        self.ended = asyncio.Event()
+        self._worker, self._on_line = worker, on_line
+        self._first_failure: RankProcess | None = None
+        self._stopping = False
+
+    def start(self, zygote: Zygote, *, master: str, listener: socket.socket | None) -> None:
+        """Fork every rank; blocks for milliseconds."""
+        for local_rank in range(self._worker.ranks_per_worker):
+            env = rank_env(self._worker, local_rank=local_rank, master=master)
+            output_read, output_write = os.pipe()
+            hand_over = [listener.fileno()] if listener is not None and env.rank == 0 else []
+            forked = zygote.fork(env.to_mapping(), fds=[output_write, *hand_over])
+            os.close(output_write)
+            if not forked.warm:
+                self._on_line(f"Started rank cold rank={env.rank} reason={forked.reason!r}")
+            process = RankProcess(
+                rank=env.rank,
+                local_rank=local_rank,
+                pid=forked.pid,
+                pidfd=os.pidfd_open(forked.pid),
+                warm=forked.warm,
+            )
+            self.ranks.append(process)
+            self._watch(process, output_read)
+
+    def stop(self) -> None:
+        """Ask every rank to save and stop."""
+        self._stopping = True
+        self._signal_all(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End every rank and whatever it started, now."""
+        self._signal_all(signal.SIGKILL)
+
+    def report(self) -> RankReport:
+        """How the worker ended, once `ended` is set: the first failure, else a stop, else done."""
+        ended = self._first_failure or next((p for p in self.ranks if p.code == ExitCode.SAVED), self.ranks[0])
+        assert ended.code is not None
+        path = report_path(self._worker.folder, local_rank=ended.local_rank)
+        try:
+            return RankReport.from_json(path.read_text())
+        except (FileNotFoundError, ValueError):
+            message = f"rank {ended.rank} {describe_exit(ended.code)} without a report"
+            if ended.lines:
+                message += "; its last lines:\n" + "\n".join(ended.lines)
+            return RankReport(code=ended.code, attempt=self._worker.attempt, rank=ended.rank, message=message)
+
+    def has_report(self, process: RankProcess) -> bool:
+        """Whether a rank left its last words."""
+        return report_path(self._worker.folder, local_rank=process.local_rank).exists()
+
+    def _watch(self, process: RankProcess, output: int) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(process.pidfd, self._on_exit, process)
+        os.set_blocking(output, False)
+        loop.add_reader(output, self._on_output, process, output, bytearray())
+
+    def _on_output(self, process: RankProcess, output: int, pending: bytearray) -> None:
+        chunk = os.read(output, 65536)
+        if not chunk:
+            asyncio.get_running_loop().remove_reader(output)
+            os.close(output)
+        pending += chunk
+        *lines, rest = bytes(pending).split(b"\n")
+        pending[:] = rest
+        for line in lines:
+            text = line.decode(errors="replace")
+            process.lines.append(text)
+            self._on_line(f"[rank {process.rank}] {text}")
+
+    def _on_exit(self, process: RankProcess) -> None:
+        asyncio.get_running_loop().remove_reader(process.pidfd)
+        os.close(process.pidfd)
+        _, status = os.waitpid(process.pid, 0)
+        process.code = os.waitstatus_to_exitcode(status)
+        good = (ExitCode.DONE, ExitCode.SAVED) if self.has_report(process) else (ExitCode.DONE,)
+        if process.code not in good and self._first_failure is None:
+            self._first_failure = process
+            self.kill()
+        if all(p.code is not None for p in self.ranks) and len(self.ranks) == self._worker.ranks_per_worker:
+            self.ended.set()
+
+    def _signal_all(self, number: int) -> None:
+        for process in self.ranks:
+            if process.code is None:
+                _signal_session(process.pid, number)
+
+
+def _signal_session(pid: int, number: int) -> None:
+    # SIGTERM is for the rank alone: what it started (uploads) must live until it is done.
+    targets = _session_members(pid) if number == signal.SIGKILL else [pid]
+    for target in targets:
+        try:
+            os.kill(target, number)
+        except ProcessLookupError:
+            continue
+
+
+def _session_members(session: int) -> list[int]:
+    members = [session]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == session and int(entry.name) != session:
+                members.append(int(entry.name))
+    return members
