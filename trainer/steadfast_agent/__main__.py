@@ -44,9 +44,8 @@ class Agent:
     async def run(self) -> RankReport:
         """From the first probe to the last rank's end."""
         zygote = Zygote.start(TRAINER, env=dict(os.environ))
-        probes = Probes(
-            self.worker, phase=lambda: self.phase, master=lambda: self.master if self.listener is not None else ""
-        )
+        own_master = self.master if self.listener is not None else ""
+        probes = Probes(self.worker, self.gang, phase=lambda: self.phase, master=own_master)
         address = await probes.serve()
         _write_whole(agent_path(self.worker.folder), address)
         loop = asyncio.get_running_loop()
@@ -58,6 +57,7 @@ class Agent:
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait((warm, stopped), return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
+            os.kill(zygote.pid, signal.SIGKILL)
             return RankReport(code=ExitCode.SAVED, attempt=self.worker.attempt, message="stopped before training")
         try:
             _print_line(f"Warmed the trainer seconds={await warm:.2f}")

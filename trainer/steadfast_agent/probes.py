@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
-from pathlib import Path
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from steadfast_agent.supervise import Gang
 from steadfast_contract.env import WorkerEnv
 from steadfast_contract.folder import pulse_path
-from steadfast_contract.heartbeat import PULSE_BYTES, AgentPhase, AgentStatus, Pulse, unpack_pulse
-
-
-def read_pulse(path: Path) -> Pulse | None:
-    """The newest progress of a rank; None before it has any."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), PULSE_BYTES, access=mmap.ACCESS_READ) as page:
-            for _ in range(100):  # a writer holds the sequence lock for microseconds
-                if (pulse := unpack_pulse(page[:])) is not None:
-                    return pulse
-    except (FileNotFoundError, ValueError):
-        return None
-    return None
+from steadfast_contract.heartbeat import AgentPhase, AgentStatus, read_pulse
 
 
 class Probes:
     """The HTTP server of one worker."""
 
-    def __init__(self, worker: WorkerEnv, *, phase: Callable[[], AgentPhase], master: Callable[[], str]) -> None:
-        self._worker, self._phase, self._master = worker, phase, master
+    def __init__(self, worker: WorkerEnv, gang: Gang, *, phase: Callable[[], AgentPhase], master: str) -> None:
+        """Prepare; `master` is where node rank 0's ranks meet, empty on the other workers."""
+        self._worker, self._gang, self._phase, self._master = worker, gang, phase, master
         self._registry = CollectorRegistry()
         labels = {"job": worker.job, "worker": worker.worker, "attempt": str(worker.attempt)}
         self._gauges = {
@@ -63,7 +51,8 @@ class Probes:
             attempt=self._worker.attempt,
             node_rank=self._worker.node_rank,
             phase=self._phase(),
-            master=self._master(),
+            master=self._master,
+            pids=tuple(process.pid for process in self._gang.ranks),
             progress=read_pulse(pulse_path(self._worker.folder, local_rank=0)),
         )
 

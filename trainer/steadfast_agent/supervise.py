@@ -62,7 +62,6 @@ class Gang:
         self.ended = asyncio.Event()
         self._worker, self._on_line = worker, on_line
         self._first_failure: RankProcess | None = None
-        self._stopping = False
 
     def start(self, zygote: Zygote, *, master: str, listener: socket.socket | None) -> None:
         """Fork every rank; blocks for milliseconds."""
@@ -86,7 +85,6 @@ class Gang:
 
     def stop(self) -> None:
         """Ask every rank to save and stop."""
-        self._stopping = True
         self._signal_all(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -104,11 +102,9 @@ class Gang:
             message = f"rank {ended.rank} {describe_exit(ended.code)} without a report"
             if ended.lines:
                 message += "; its last lines:\n" + "\n".join(ended.lines)
-            return RankReport(code=ended.code, attempt=self._worker.attempt, rank=ended.rank, message=message)
-
-    def has_report(self, process: RankProcess) -> bool:
-        """Whether a rank left its last words."""
-        return report_path(self._worker.folder, local_rank=process.local_rank).exists()
+            return RankReport(
+                code=ended.code, attempt=self._worker.attempt, rank=ended.rank, message=message, reported=False
+            )
 
     def _watch(self, process: RankProcess, output: int) -> None:
         loop = asyncio.get_running_loop()
@@ -134,11 +130,12 @@ class Gang:
         os.close(process.pidfd)
         _, status = os.waitpid(process.pid, 0)
         process.code = os.waitstatus_to_exitcode(status)
-        good = (ExitCode.DONE, ExitCode.SAVED) if self.has_report(process) else (ExitCode.DONE,)
-        if process.code not in good and self._first_failure is None:
+        reported = report_path(self._worker.folder, local_rank=process.local_rank).exists()
+        good = process.code == ExitCode.DONE or (process.code == ExitCode.SAVED and reported)
+        if not good and self._first_failure is None:
             self._first_failure = process
             self.kill()
-        if all(p.code is not None for p in self.ranks) and len(self.ranks) == self._worker.ranks_per_worker:
+        if all(p.code is not None for p in self.ranks):
             self.ended.set()
 
     def _signal_all(self, number: int) -> None:

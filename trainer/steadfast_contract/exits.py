@@ -80,6 +80,8 @@ class RankReport:
     rank: int | None = None
     step: int | None = None
     message: str = ""
+    reported: bool = True
+    """False: the rank left no words of its own, its agent wrote these."""
 
     def to_json(self) -> str:
         """Encode; a long message loses its middle, because tracebacks say most at both ends."""
@@ -101,7 +103,7 @@ class RankReport:
         """
         try:
             data = json.loads(text)
-            return cls(**{name: data[name] for name in ("code", "attempt", "rank", "step", "message")})
+            return cls(**{name: data[name] for name in ("code", "attempt", "rank", "step", "message", "reported")})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a rank report: {text[:80]!r}") from error
 

@@ -28,3 +28,8 @@ def agent_path(folder: str) -> Path:
 def cache_path(folder: str) -> Path:
     """Data shards of this worker; lost with it."""
     return Path(folder) / "cache"
+
+
+def steps_path(folder: str) -> Path:
+    """History of this attempt, written by rank 0: a `StepRecord` as JSON on each line."""
+    return Path(folder) / "steps.jsonl"

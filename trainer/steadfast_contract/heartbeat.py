@@ -7,9 +7,11 @@ A rank packs a `Pulse` into a small memory-mapped file; packing never blocks a s
 from __future__ import annotations
 
 import json
+import mmap
 import struct
 from dataclasses import asdict, astuple, dataclass, fields
 from enum import IntEnum, StrEnum
+from pathlib import Path
 
 from steadfast_contract import CONTRACT_VERSION
 
@@ -73,6 +75,28 @@ def unpack_pulse(page: bytes | memoryview) -> Pulse | None:
     return Pulse(**dict(zip((f.name for f in fields(Pulse)), values, strict=True)))
 
 
+def read_pulse(path: Path) -> Pulse | None:
+    """The newest progress of a rank from its file; None before it has any."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), PULSE_BYTES, access=mmap.ACCESS_READ) as page:
+            for _ in range(100):  # a writer holds the sequence lock for microseconds
+                if (pulse := unpack_pulse(page[:])) is not None:
+                    return pulse
+    except (FileNotFoundError, ValueError):
+        return None
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One finished step in rank 0's history."""
+
+    step: int
+    loss: float
+    at: float
+    """Unix seconds."""
+
+
 class AgentPhase(StrEnum):
     """What a worker is doing, as its agent sees it."""
 
@@ -94,6 +118,8 @@ class AgentStatus:
     """`host:port` where node rank 0's rendezvous listens; empty on the other workers."""
     progress: Pulse | None
     """Of the worker's first rank."""
+    pids: tuple[int, ...] = ()
+    """Process ids of its ranks, by local rank."""
     contract_version: int = CONTRACT_VERSION
 
     def to_json(self) -> str:
@@ -118,6 +144,7 @@ class AgentStatus:
                 phase=AgentPhase(data["phase"]),
                 master=data["master"],
                 progress=Pulse(**{k: v for k, v in progress.items() if k in known}) if progress else None,
+                pids=tuple(data.get("pids", ())),
                 contract_version=data["contract_version"],
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -1,1 +1,1 @@
-"""The trainer: a mixture-of-experts transformer, trained by one readable loop. Runs under the agent, torchrun or alone."""
+"""The trainer: a mixture-of-experts transformer and one readable loop. Runs under the agent, torchrun or alone."""

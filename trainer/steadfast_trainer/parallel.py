@@ -148,9 +148,7 @@ class FlatParameters:
         self._gradients = torch.zeros(size + self.TAIL, device=parameters[0].device)
         self.gradients = self._gradients[:size]
         self.views = _views(self.weights, parameters)
-        for parameter, weight, gradient in zip(
-            parameters, self.views, _views(self.gradients, parameters), strict=True
-        ):
+        for parameter, weight, gradient in zip(parameters, self.views, _views(self.gradients, parameters), strict=True):
             weight.copy_(parameter.data)
             parameter.data = weight
             parameter.grad = gradient

@@ -7,11 +7,13 @@ of them wants a checkpoint or an end, so they always do both at the same step.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +22,8 @@ from torch import Tensor
 
 from steadfast_contract.checkpoints import Manifest
 from steadfast_contract.exits import ExitCode
-from steadfast_contract.folder import cache_path
-from steadfast_contract.heartbeat import Phase
+from steadfast_contract.folder import cache_path, steps_path
+from steadfast_contract.heartbeat import Phase, StepRecord
 from steadfast_contract.training import TrainingConfig
 from steadfast_trainer.checkpoint import load
 from steadfast_trainer.checkpoint.fence import Fence
@@ -100,6 +102,7 @@ def train(
     )
     saver = Saver(store, world, attempt=start.attempt, model=training.model, fence=fence)
     saved_at, attempt_started = time.monotonic(), time.monotonic()
+    history = steps_path(str(folder)).open("w", buffering=1) if world.rank == 0 else None
     stopped = False
     step = first_step
     pulse.update(phase=Phase.TRAINING, updated_at=time.time())
@@ -109,9 +112,7 @@ def train(
         flat.zero_gradients()
         loss = _forward_backward(model, torch.from_numpy(batch_BT).to(world.device), world, precision)
         due = time.monotonic() - saved_at >= training.checkpoint_interval_seconds
-        agreed = flat.reduce(
-            world, loss=loss, save=world.rank == 0 and due and not saver.busy, stop=stopping()
-        )
+        agreed = flat.reduce(world, loss=loss, save=world.rank == 0 and due and not saver.busy, stop=stopping())
         if not math.isfinite(agreed.loss) or not math.isfinite(agreed.gradient_norm):
             raise NonFiniteLoss(f"step {step + 1}: loss {agreed.loss}, gradient norm {agreed.gradient_norm}")
         optimizer.step(learning_rate=learning_rate_at(step, training), gradient_norm=agreed.gradient_norm)
@@ -135,7 +136,8 @@ def train(
             updated_at=now,
             **({"first_step_at": now, "first_loss": agreed.loss} if done == 1 else {}),
         )
-        if world.rank == 0:
+        if history is not None:
+            history.write(json.dumps(asdict(StepRecord(step=step, loss=agreed.loss, at=now))) + "\n")
             _log_step(step, training.steps, agreed.loss, agreed.gradient_norm)
 
     # 6. The end: nothing is done before it is durable.
@@ -144,9 +146,7 @@ def train(
     saver.finish()
     if fence is not None:
         fence.release()
-    pulse.update(
-        phase=Phase.DONE, committed=max(pulse.pulse.committed, saver.committed), updated_at=time.time()
-    )
+    pulse.update(phase=Phase.DONE, committed=max(pulse.pulse.committed, saver.committed), updated_at=time.time())
     return ExitCode.SAVED if stopped and step < training.steps else ExitCode.DONE
 
 
@@ -188,9 +188,7 @@ def _forward_backward(model: Transformer, token_BT: Tensor, world: World, precis
     with precision.autocast():
         output = model(token_BT[:, :-1])
     loss = next_token_loss(output.logits_BTV, token_BT[:, 1:])
-    balance = routing_loss(
-        count_LE=world.sum(output.count_LE), probability_LE=output.probability_LE, z_L=output.z_L
-    )
+    balance = routing_loss(count_LE=world.sum(output.count_LE), probability_LE=output.probability_LE, z_L=output.z_L)
     (loss + balance).backward()
     return loss
 

@@ -64,23 +64,23 @@ class StoreError(Exception):
     """An object store refused or failed a request; the message names the request, the place and the remedy."""
 
 
-class StoreUnavailable(StoreError):  # noqa: N818
+class StoreUnavailable(StoreError):
     """Errors that pass (5xx, resets, timeouts, nobody listening) did not pass before the deadline."""
 
 
-class StoreDenied(StoreError):  # noqa: N818
+class StoreDenied(StoreError):
     """No credentials, or ones that are wrong, expired or not allowed to do this."""
 
 
-class BucketMissing(StoreError):  # noqa: N818
+class BucketMissing(StoreError):
     """The bucket does not exist."""
 
 
-class ObjectMissing(StoreError):  # noqa: N818
+class ObjectMissing(StoreError):
     """The bucket exists, the object does not."""
 
 
-class PreconditionFailed(StoreError):  # noqa: N818
+class PreconditionFailed(StoreError):
     """A conditional write lost: the object exists already, or is another one than the tag says."""
 
 
