@@ -23,9 +23,7 @@ def parse_count(value: object) -> int:
         return value
     match = _QUANTITY.fullmatch(value)
     if not match or match[2] not in _SUFFIXES:
-        raise ValueError(
-            f"{value!r} is no count: write a whole number, or a quantity such as 4096, 60M, 10G, 12T, 4Ki"
-        )
+        raise ValueError(f"{value!r} is no count: write a whole number, or a quantity such as 4096, 60M, 10G, 12T, 4Ki")
     count = Decimal(match[1]) * _SUFFIXES[match[2]]
     if count != count.to_integral_value():
         raise ValueError(f"{value!r} is {count}, not a whole number")

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     RESUMED = "Resumed"
     WORKER_FAILED = "WorkerFailed"
     PREEMPTED = "Preempted"
+    CONFIGURATION_CHANGED = "ConfigurationChanged"
     # How a job ended.
     COMPLETED = "Completed"
     DEADLINE_EXCEEDED = "DeadlineExceeded"

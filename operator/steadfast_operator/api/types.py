@@ -260,11 +260,14 @@ class Restarts(_Model):
     """Restarts so far: attempts after the first that a failure caused."""
 
     total: int = 0
-    by_class: dict[str, int] = Field(default_factory=dict)
+    by_class: dict[str, int] = Field(default_factory=dict, max_length=64)
     recent: list[datetime] = Field(
         default_factory=list, max_length=256, description="Times of restarts within the storm breaker's window."
     )
-    without_progress: int = Field(default=0, description="Failed attempts in a row without a newer checkpoint.")
+    without_progress: int = Field(
+        default=0, description="Failures in a row without a newer checkpoint or a new step between them."
+    )
+    best_step: int = Field(default=0, description="Highest step that any attempt finished.")
 
 
 class LastFailure(_Model):
@@ -285,7 +288,9 @@ class AttemptStatus(_Model):
     reason: str = Field(max_length=63)
     started: datetime
     ended: datetime | None = None
+    outcome: str = Field(default="", max_length=63, description="Why it ended.")
     resumed_from: int | None = None
+    workers_created: int = Field(default=0, description="Workers seen to exist, in node-rank order.")
 
 
 class TrainingJobStatus(_Model):
