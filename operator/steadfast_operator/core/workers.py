@@ -1,0 +1,24 @@
+"""What a new worker is told. The adapters turn it into a pod or a process."""
+
+from __future__ import annotations
+
+from steadfast_contract.env import WorkerEnv
+from steadfast_operator.api.labels import worker_name
+from steadfast_operator.api.types import TrainingJob
+from steadfast_operator.core.actions import CreateWorker
+
+
+def worker_env(job: TrainingJob, action: CreateWorker, *, training: str) -> WorkerEnv:
+    """The environment of one worker's agent; `training` is the `TrainingConfig` as JSON."""
+    meta = job.metadata
+    return WorkerEnv(
+        job=f"{meta.namespace}/{meta.name}",
+        job_uid=meta.uid,
+        worker=worker_name(job=meta.name, uid=meta.uid, serial=action.serial),
+        attempt=action.attempt,
+        node_rank=action.node_rank,
+        num_workers=action.num_workers,
+        ranks_per_worker=job.spec.ranks,
+        master=action.master,
+        training=training,
+    )
