@@ -170,7 +170,7 @@ def _update_rules() -> list[Schema]:
     while_running: list[Schema] = [
         {
             # Both sides, so that one update may suspend and change, or change and resume.
-            "rule": f"self.suspend || oldSelf.suspend || {_unchanged(path)}",
+            "rule": f"self.suspend || oldSelf.suspend || ({_unchanged(path)})",
             "message": f"{path} may only change while the job is suspended: set suspend to true, in an update of its "
             "own or in this one",
             "fieldPath": f".{path}",
@@ -189,17 +189,29 @@ def frozen_paths(model: type[BaseModel], *, prefix: str = "") -> Iterator[str]:
         if path in exempt:
             continue
         if any(other.startswith(f"{path}.") for other in exempt):
-            assert isinstance(field.annotation, type), f"{path} must be a plain model: parts of it are exempt"
-            yield from frozen_paths(field.annotation, prefix=f"{path}.")
+            yield from frozen_paths(_part(model, path.removeprefix(prefix)), prefix=f"{path}.")
         else:
             yield path
 
 
+def _part(model: type[BaseModel], name: str) -> type[BaseModel]:
+    part = next(field.annotation for key, field in model.model_fields.items() if name in (field.alias, key))
+    assert isinstance(part, type), f"{name} must be a plain model: a part of it has an update rule of its own"
+    assert issubclass(part, BaseModel)
+    return part
+
+
 def _unchanged(path: str) -> str:
-    """CEL: equal, or absent on both sides."""
+    """CEL: equal, or absent on both sides. Not `self.?x == oldSelf.?x`, whose cost the API server cannot bound."""
     *parents, name = path.split(".")
-    holder = "".join(f".{parent}" for parent in parents)
-    return f"self{holder}.?{name} == oldSelf{holder}.?{name}"
+    model: type[BaseModel] = TrainingJobSpec
+    for parent in parents:
+        model = _part(model, parent)
+    now, before = f"self.{path}", f"oldSelf.{path}"
+    field = next(field for key, field in model.model_fields.items() if name in (field.alias, key))
+    if field.default is not None:  # required, or filled in by the API server: always there
+        return f"{now} == {before}"
+    return f"has({now}) == has({before}) && (!has({now}) || {now} == {before})"
 
 
 def to_structural(schema: Mapping[str, Any], *, definitions: Mapping[str, Schema], path: str) -> Schema:
