@@ -25,7 +25,7 @@ _KEPT = {
     "description", "enum", "format", "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength",
     "minProperties", "minimum", "pattern", "required", "type", "x-kubernetes-list-map-keys", "x-kubernetes-list-type",
 }  # fmt: skip
-_TYPES = {"array", "boolean", "integer", "number", "object", "string"}
+_TYPES = ("array", "boolean", "integer", "number", "object", "string")
 _QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 
 _POSITIVE = ("self > 0", "quantity(self).isGreaterThan(quantity('0'))", "positive")
