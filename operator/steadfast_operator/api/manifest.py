@@ -116,7 +116,12 @@ class _Reader:
         return self._scalar(node, location)
 
     def _scalar(self, node: yaml.Node, location: Location) -> Any:
-        value = self.loader.construct_object(node)
+        try:
+            value = self.loader.construct_object(node)
+            node.value.encode()
+        except ValueError as error:  # half a surrogate pair, a number of 5,000 digits
+            line = node.start_mark.line + 1
+            raise ManifestError("a value that JSON cannot hold", remedy="Write it differently", line=line) from error
         if isinstance(value, float) and not math.isfinite(value):
             self._fault(
                 location,
@@ -135,6 +140,7 @@ class _Reader:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise ManifestError("a mapping has a key that is no name", remedy="Write name: value", line=line)
+            self._scalar(key, location)
             here = (*location, key.value)
             if id(key) in own and here in self.document.lines and written.count(key.value) > 1:
                 first = self.document.lines[here]

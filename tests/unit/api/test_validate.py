@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from builders import REMOVED, a_job, a_manifest
 from steadfast_operator.api.types import TrainingJob
@@ -204,6 +206,9 @@ TEXTS = [
     ("? [a]\n: 1\n", 1, "a mapping has a key that is no name"),
     ("a: &a [*a]\n", 1, "more than 100000 values. Write it without aliases"),
     ("a: 1\nb: *c\n", 2, "undefined alias"),
+    ('a: "\\ud800"\n', 1, "a value that JSON cannot hold"),
+    ('"\\ud800": 1\n', 1, "a value that JSON cannot hold"),
+    (f"a: {'9' * 5000}\n", 1, "a value that JSON cannot hold"),
 ]
 
 
@@ -285,6 +290,31 @@ def test_arithmetic_never_uses_a_value_that_the_user_did_not_write() -> None:
     # With the placeholder's one worker, 8 sequences could be shared: nothing may be said about the batch.
     problems = problems_of(a_manifest(**{"spec.workers": "two", "spec.train.globalBatchTokens": 33}))
     assert [problem.path for problem in problems] == ["spec.workers"]
+
+
+INNER = (
+    "train.steps", "train.optimizer", "train.schedule", "train.schedule.warmupTokens", "train.globalBatchTokens",
+    "data.streams", "data.tokenizer", "model.preset", "checkpoint.destination", "hang",
+)  # fmt: skip
+PATHS = sorted(f"spec.{path}" for path in (*a_manifest()["spec"], *INNER))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(STREAM),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(PATHS), VALUES | st.just(REMOVED), min_size=1, max_size=3))
+def test_whatever_is_written_ends_in_a_job_or_in_problems(overrides: dict[str, Any]) -> None:
+    try:
+        manifest = a_manifest(**dict(sorted(overrides.items())))
+    except (AttributeError, TypeError):
+        return  # one override is inside what another replaced
+    for problem in problems_of(manifest):
+        assert problem.line
+        assert problem.what
+        assert problem.remedy
 
 
 def test_another_kind_of_resource_is_not_taken_apart() -> None:
