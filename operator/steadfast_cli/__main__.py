@@ -11,6 +11,7 @@ import click
 
 COMMANDS = {
     "data": ("steadfast_cli.data:data", "Prepare training data."),
+    "delete": ("steadfast_cli.delete:delete", "Forget a job of this machine; its checkpoints stay."),
     "run": ("steadfast_cli.run:run", "Run a TrainingJob on this machine, without a cluster."),
     "validate": ("steadfast_cli.validate:validate", "Check manifests without a cluster."),
 }

@@ -41,7 +41,7 @@ class _Document:
 
     def to_json(self) -> bytes:
         """Encode for the bucket."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()  # type: ignore[call-overload,no-any-return]
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()  # type: ignore[call-overload]
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:

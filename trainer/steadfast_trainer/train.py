@@ -189,7 +189,7 @@ def _forward_backward(model: Transformer, token_BT: Tensor, world: World, precis
         output = model(token_BT[:, :-1])
     loss = next_token_loss(output.logits_BTV, token_BT[:, 1:])
     balance = routing_loss(count_LE=world.sum(output.count_LE), probability_LE=output.probability_LE, z_L=output.z_L)
-    (loss + balance).backward()
+    torch.autograd.backward(loss + balance)
     return loss
 
 

@@ -88,9 +88,10 @@ def _fetch_shard(store: ObjectStore, shard: Shard) -> dict[str, Tensor]:
             f"shard {store.uri}/{shard.key} is damaged: {len(content)} bytes do not have the hash in the manifest"
         )
     try:
-        return from_safetensors(content)
+        tensors: dict[str, Tensor] = from_safetensors(content)
     except SafetensorError as error:
         raise CheckpointUnreadable(f"shard {store.uri}/{shard.key}: {error}") from error
+    return tensors
 
 
 def _fill(view: Tensor, tensor: Tensor, *, name: str) -> None:

@@ -32,7 +32,8 @@ class MixtureOfExperts(nn.Module):
         x_RD = x_ND.new_zeros(num_rows, x_ND.shape[1], dtype=self.dtype).index_copy(
             0, row_NC.flatten(), x_ND.to(self.dtype).repeat_interleave(experts_per_token, dim=0)
         )
-        y_RD = swiglu(x_RD, *(w.to(self.dtype) for w in (self.w1_EFD, self.w2_EDF, self.w3_EFD)), ends_E)
+        w1_EFD, w2_EDF, w3_EFD = (w.to(self.dtype) for w in (self.w1_EFD, self.w2_EDF, self.w3_EFD))
+        y_RD = swiglu(x_RD, w1_EFD, w2_EDF, w3_EFD, ends_E)
         y_NCD = y_RD[row_NC.flatten()].view(*row_NC.shape, -1)
         y_ND = (y_NCD * routing.weight_NC.unsqueeze(-1)).sum(dim=1).to(x_ND.dtype)
         return y_ND.view_as(x_BTD), routing

@@ -1,0 +1,63 @@
+# Every command of the project. `make help` lists them; each installs what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## Make .venv with everything from the lock file
+
+$(INSTALLED): requirements/dev.lock requirements/uv.lock pyproject.toml
+	@started=$$SECONDS; echo "Installing into .venv"; \
+	$(PYTHON) -m venv .venv; \
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock; \
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements/dev.lock; \
+	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --editable .; \
+	touch $@; echo "Installed, downloads included, in $$((SECONDS - started)) s"
+
+demo: install ## Train moe-tiny on 2 workers, kill one, recover; ends with a table
+	@$(BIN)/python examples/demo.py
+
+check: install ## Lint, types, import contracts, unit tests: about a minute
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit tests/simulation tests/architecture
+
+test: check ## Everything that must pass on every change
+	$(BIN)/pytest -q tests/contract tests/local
+
+format: install ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+generate: install ## Write generated files: crds/
+	$(BIN)/python -m steadfast_operator.api.crd > crds/trainingjobs.yaml
+
+golden: install ## Accept the frozen surfaces as they are now; the diff is for review
+	$(BIN)/pytest -q tests/architecture --update-golden
+
+lock: install ## Resolve dependencies anew into requirements/*.lock
+	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	  pyproject.toml --extra dev -o requirements/dev.lock
+	for extra in operator trainer cli; do \
+	  $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	    --constraint requirements/dev.lock pyproject.toml --extra $$extra -o requirements/$$extra.lock; \
+	done
+
+bench-startup: install ## `steadfast run` to the first step
+	$(BIN)/python -m bench.startup
+
+bench-restart: install ## A rank killed to the next step, beside torchrun with the same trainer
+	$(BIN)/python -m bench.restart
+
+clean: ## Delete .venv, the demo's data and caches
+	rm -rf .venv .demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: help install demo check test format generate golden lock bench-startup bench-restart clean

@@ -1,0 +1,122 @@
+"""What a local run came to: losses, restarts, seconds lost. Computed from the ranks' own step histories."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from steadfast_contract.heartbeat import StepRecord
+
+LAST_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restart:
+    """One failure and what it cost. Times in seconds."""
+
+    failure: str
+    evidence: str
+    detection_seconds: float
+    """From the injected fault, or else from the worker's end, to the decision."""
+    recovery_seconds: float | None
+    """From the same moment to the end of the next attempt's first step; None if there was none."""
+    lost_steps: int
+    """Steps that had to be done again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A run in figures."""
+
+    state: str
+    steps: int
+    first_step_at: float | None
+    """Unix seconds."""
+    first_loss: float | None
+    final_loss: float | None
+    """Mean of the last ten steps."""
+    tokens_per_second: float | None
+    restarts: tuple[Restart, ...]
+    wall_seconds: float
+    ettr: float | None
+    """Time spent on steps that count, over wall time since the start, start-up included."""
+
+    def to_json(self) -> str:
+        """Encode for `--report`."""
+        return json.dumps(asdict(self), indent=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureSeen:
+    """A failure as the runtime noticed it; times are Unix seconds."""
+
+    attempt: int
+    failure: str
+    evidence: str
+    happened_at: float
+    decided_at: float
+
+
+def read_history(path: Path) -> list[StepRecord]:
+    """Steps of one attempt; a last line that was cut off by a kill is dropped."""
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [StepRecord(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def summarise(
+    *,
+    state: str,
+    histories: Sequence[tuple[int, Sequence[StepRecord]]],
+    failures: Sequence[FailureSeen],
+    started_at: float,
+    ended_at: float,
+    global_batch_tokens: int,
+) -> Summary:
+    """Put a run's histories (attempt number and steps, in order) and failures together."""
+    kept = kept_steps(histories)
+    durations = [kept[step].at - kept[step - 1].at for step in kept if _same_attempt(step, histories, kept)]
+    typical = statistics.median(durations) if durations else 0.0
+    productive = sum(durations) + typical * (len(kept) - len(durations))
+    wall = ended_at - started_at
+    losses = [kept[step].loss for step in sorted(kept)]
+    return Summary(
+        state=state,
+        steps=max(kept, default=0),
+        first_step_at=next((history[0].at for _, history in histories if history), None),
+        first_loss=losses[0] if losses else None,
+        final_loss=statistics.fmean(losses[-LAST_STEPS:]) if losses else None,
+        tokens_per_second=global_batch_tokens / typical if typical else None,
+        restarts=tuple(_restart(failure, histories) for failure in failures),
+        wall_seconds=wall,
+        ettr=productive / wall if wall > 0 and kept else None,
+    )
+
+
+def kept_steps(histories: Sequence[tuple[int, Sequence[StepRecord]]]) -> dict[int, StepRecord]:
+    """Each step as its last attempt did it: what earlier attempts did beyond their successor's start is lost."""
+    return {record.step: record for _, history in histories for record in history}
+
+
+def _same_attempt(
+    step: int, histories: Sequence[tuple[int, Sequence[StepRecord]]], kept: dict[int, StepRecord]
+) -> bool:
+    return step - 1 in kept and any(kept[step] in history and kept[step - 1] in history for _, history in histories)
+
+
+def _restart(failure: FailureSeen, histories: Sequence[tuple[int, Sequence[StepRecord]]]) -> Restart:
+    before = [record for number, history in histories if number <= failure.attempt for record in history]
+    after = next((history for number, history in histories if number > failure.attempt and history), None)
+    lost = max((r.step for r in before), default=0) - (after[0].step - 1) if after else 0
+    return Restart(
+        failure=failure.failure,
+        evidence=failure.evidence,
+        detection_seconds=failure.decided_at - failure.happened_at,
+        recovery_seconds=after[0].at - failure.happened_at if after else None,
+        lost_steps=max(0, lost),
+    )
