@@ -80,6 +80,7 @@ class Bucket:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def client(self, *, seconds: int, retries: int) -> S3Store:
+        """A client whose requests may be silent for `seconds`; made at its first use."""
         with self._lock:
             if (seconds, retries) not in self._clients:
                 self._clients[seconds, retries] = self._connect(seconds=seconds, retries=retries)
@@ -118,10 +119,12 @@ class Cause:
 
     @property
     def passes(self) -> bool:
+        """Whether the same request may be answered later."""
         return self.kind == "transient"
 
     @classmethod
     def of(cls, error: Exception) -> Cause:
+        """Read an exception of obstore."""
         story = str(error)
         found = re.search(r"(?:non-2xx status code|status): (\d{3})", story)
         status = int(found[1]) if found else None
@@ -153,11 +156,15 @@ def _transport(story: str) -> str:
     """What went wrong below HTTP, from obstore's debug text."""
     if "TimedOut" in story or "Elapsed" in story:
         return "the store did not answer in time"
+    found = re.search(r"(InvalidCertificate\(\w+|InvalidMessage|InvalidContentType)", story)
+    if found:
+        return f"TLS failed ({found[1].replace('(', ': ')})"
     found = re.search(r'message: "([^"]+)"', story) or re.search(r'\w+Error\(\s*"([^"]+)"', story)
     return (found[1] if found else story.partition("\n")[0]).lower() or "no reply"
 
 
 def endpoint_of(env: Mapping[str, str]) -> str:
+    """Where the store is, for messages and for the client; AWS where nothing else is said."""
     given = next((env[name] for name in _ENDPOINT_NAMES if env.get(name)), "")
     return given.rstrip("/") or f"https://s3.{_region(env)}.amazonaws.com"
 
@@ -167,6 +174,11 @@ def _region(env: Mapping[str, str]) -> str:
 
 
 def client_config(env: Mapping[str, str], *, bucket: str) -> dict[str, Any]:
+    """Options of obstore's S3 client.
+
+    Raises:
+        StoreDenied: `env` holds no credentials.
+    """
     config: dict[str, Any] = {
         "region": _region(env),
         "endpoint": endpoint_of(env),
