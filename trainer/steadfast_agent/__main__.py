@@ -28,8 +28,9 @@ TRAINER = "steadfast_trainer.__main__"
 class Agent:
     """One worker's life."""
 
-    def __init__(self, worker: WorkerEnv) -> None:
-        self.worker = worker
+    def __init__(self, worker: WorkerEnv, *, program: str = TRAINER) -> None:
+        """Prepare; `program` is the module whose `main()` a rank runs."""
+        self.worker, self._program = worker, program
         self.phase = AgentPhase.STARTING
         self.listener = _listen(worker) if worker.node_rank == 0 else None
         self.gang = Gang(worker, on_line=_print_line)
@@ -43,7 +44,7 @@ class Agent:
 
     async def run(self) -> RankReport:
         """From the first probe to the last rank's end."""
-        zygote = Zygote.start(TRAINER, env=dict(os.environ))
+        zygote = Zygote.start(self._program, env=dict(os.environ))
         own_master = self.master if self.listener is not None else ""
         probes = Probes(self.worker, self.gang, phase=lambda: self.phase, master=own_master)
         address = await probes.serve()
@@ -93,7 +94,7 @@ def _write_whole(path: Path, text: str) -> None:
     os.rename(file.name, path)
 
 
-def main() -> None:
+def main(program: str = TRAINER) -> None:
     """Run one worker; leave without any clean-up, the ranks are gone."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     if os.environ.get("STEADFAST_DIE_WITH_PARENT"):  # the local runtime's workers must not outlive it
@@ -103,8 +104,9 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"steadfast agent: {error}")
     Path(worker.folder).mkdir(parents=True, exist_ok=True)
-    report = asyncio.run(Agent(worker).run())
-    _write_whole(termination_path(worker.folder), report.to_json())
+    report = asyncio.run(Agent(worker, program=program).run())
+    # In place: the container runtime may have mounted this file, and a mount point cannot be renamed over.
+    termination_path(worker.folder).write_text(report.to_json())
     sys.stdout.flush()
     os._exit(report.code if report.code >= 0 else 128 - report.code)
 

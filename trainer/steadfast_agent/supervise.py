@@ -17,7 +17,7 @@ from pathlib import Path
 from steadfast_agent.zygote import Zygote
 from steadfast_contract.env import RankEnv, WorkerEnv
 from steadfast_contract.exits import ExitCode, RankReport, describe_exit
-from steadfast_contract.folder import report_path
+from steadfast_contract.folder import pulse_path, report_path
 
 LAST_LINES = 20
 
@@ -30,7 +30,11 @@ class RankProcess:
     local_rank: int
     pid: int
     pidfd: int
+    output: int
+    """Read end of its standard output and error, which do not block."""
     warm: bool
+    pending: bytearray = field(default_factory=bytearray)
+    """The beginning of a line."""
     lines: collections.deque[str] = field(default_factory=lambda: collections.deque(maxlen=LAST_LINES))
     code: int | None = None
     """As in subprocess: negative for a signal; None while it runs."""
@@ -64,10 +68,18 @@ class Gang:
         self._first_failure: RankProcess | None = None
 
     def start(self, zygote: Zygote, *, master: str, listener: socket.socket | None) -> None:
-        """Fork every rank; blocks for milliseconds."""
+        """Fork every rank; blocks for milliseconds.
+
+        Raises:
+            RuntimeError: one could not be started.
+        """
         for local_rank in range(self._worker.ranks_per_worker):
+            # A restarted container finds the files of the one before: they would speak for the new ranks.
+            report_path(self._worker.folder, local_rank=local_rank).unlink(missing_ok=True)
+            pulse_path(self._worker.folder, local_rank=local_rank).unlink(missing_ok=True)
             env = rank_env(self._worker, local_rank=local_rank, master=master)
-            output_read, output_write = os.pipe()
+            output, output_write = os.pipe()
+            os.set_blocking(output, False)
             hand_over = [listener.fileno()] if listener is not None and env.rank == 0 else []
             forked = zygote.fork(env.to_mapping(), fds=[output_write, *hand_over])
             os.close(output_write)
@@ -78,10 +90,13 @@ class Gang:
                 local_rank=local_rank,
                 pid=forked.pid,
                 pidfd=os.pidfd_open(forked.pid),
+                output=output,
                 warm=forked.warm,
             )
             self.ranks.append(process)
-            self._watch(process, output_read)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(process.pidfd, self._on_exit, process)
+            loop.add_reader(process.output, self._on_output, process)
 
     def stop(self) -> None:
         """Ask every rank to save and stop."""
@@ -95,43 +110,58 @@ class Gang:
         """How the worker ended, once `ended` is set: the first failure, else a stop, else done."""
         ended = self._first_failure or next((p for p in self.ranks if p.code == ExitCode.SAVED), self.ranks[0])
         assert ended.code is not None
-        path = report_path(self._worker.folder, local_rank=ended.local_rank)
+        if (report := self._words_of(ended)) is not None:
+            return report
+        message = f"rank {ended.rank} {describe_exit(ended.code)} without a report"
+        if ended.lines:
+            message += "; its last lines:\n" + "\n".join(ended.lines)
+        return RankReport(
+            code=ended.code, attempt=self._worker.attempt, rank=ended.rank, message=message, reported=False
+        )
+
+    def _words_of(self, process: RankProcess) -> RankReport | None:
+        """The report of an ended rank, if it is about this end: a rank can be killed after it has written one."""
         try:
-            return RankReport.from_json(path.read_text())
+            text = report_path(self._worker.folder, local_rank=process.local_rank).read_text()
+            report = RankReport.from_json(text)
         except (FileNotFoundError, ValueError):
-            message = f"rank {ended.rank} {describe_exit(ended.code)} without a report"
-            if ended.lines:
-                message += "; its last lines:\n" + "\n".join(ended.lines)
-            return RankReport(
-                code=ended.code, attempt=self._worker.attempt, rank=ended.rank, message=message, reported=False
-            )
+            return None
+        return report if report.code == process.code else None
 
-    def _watch(self, process: RankProcess, output: int) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_reader(process.pidfd, self._on_exit, process)
-        os.set_blocking(output, False)
-        loop.add_reader(output, self._on_output, process, output, bytearray())
-
-    def _on_output(self, process: RankProcess, output: int, pending: bytearray) -> None:
-        chunk = os.read(output, 65536)
+    def _on_output(self, process: RankProcess) -> bool:
+        """Take what is there; whether more may follow at once."""
+        try:
+            chunk = os.read(process.output, 65536)
+        except BlockingIOError:
+            return False
         if not chunk:
-            asyncio.get_running_loop().remove_reader(output)
-            os.close(output)
-        pending += chunk
-        *lines, rest = bytes(pending).split(b"\n")
-        pending[:] = rest
+            asyncio.get_running_loop().remove_reader(process.output)
+        process.pending += chunk
+        *lines, rest = bytes(process.pending).split(b"\n")
+        process.pending[:] = rest
         for line in lines:
-            text = line.decode(errors="replace")
-            process.lines.append(text)
-            self._on_line(f"[rank {process.rank}] {text}")
+            self._say(process, line)
+        return bool(chunk)
+
+    def _say(self, process: RankProcess, line: bytes) -> None:
+        text = line.decode(errors="replace")
+        process.lines.append(text)
+        self._on_line(f"[rank {process.rank}] {text}")
 
     def _on_exit(self, process: RankProcess) -> None:
-        asyncio.get_running_loop().remove_reader(process.pidfd)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(process.pidfd)
         os.close(process.pidfd)
+        _signal_session(process.pid, signal.SIGKILL)  # what it started must not outlive it; its pid is not free yet
+        while self._on_output(process):  # its last words are in the pipe
+            continue
+        loop.remove_reader(process.output)
+        os.close(process.output)
+        if process.pending:
+            self._say(process, bytes(process.pending))
         _, status = os.waitpid(process.pid, 0)
         process.code = os.waitstatus_to_exitcode(status)
-        reported = report_path(self._worker.folder, local_rank=process.local_rank).exists()
-        good = process.code == ExitCode.DONE or (process.code == ExitCode.SAVED and reported)
+        good = process.code == ExitCode.DONE or (process.code == ExitCode.SAVED and self._words_of(process) is not None)
         if not good and self._first_failure is None:
             self._first_failure = process
             self.kill()

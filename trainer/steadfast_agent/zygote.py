@@ -17,9 +17,10 @@ import socket
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -131,22 +132,39 @@ def serve(connection: socket.socket, module: str) -> None:
             return
         env = json.loads(request)["env"]
         reason = unsafe_to_fork()
-        pid = _double_fork(program, module, env=env, fds=fds, agent=agent, cold=bool(reason))
+        rank = _Rank(program, module, env, fds, agent, bool(reason), connection)
+        pid = _double_fork(rank)
         for fd in fds:
             os.close(fd)
         connection.send(json.dumps({"pid": pid, "warm": not reason, "reason": reason}).encode())
 
 
-def _double_fork(program: Any, module: str, *, env: dict[str, str], fds: list[int], agent: int, cold: bool) -> int:
+@dataclass(frozen=True)
+class _Rank:
+    """A rank to be started."""
+
+    program: Any
+    module: str
+    env: dict[str, str]
+    fds: list[int]
+    agent: int
+    cold: bool
+    connection: socket.socket
+
+
+def _double_fork(rank: _Rank) -> int:
     pid_read, pid_write = os.pipe()
+    sys.stdout.flush()  # or the rank would say once more what the import has said
+    sys.stderr.flush()
     middle = os.fork()
     if middle == 0:
-        rank = os.fork()
-        if rank == 0:
+        middle = os.getpid()
+        pid = os.fork()
+        if pid == 0:
             os.close(pid_read)
             os.close(pid_write)
-            _become_rank(program, module, env=env, fds=fds, agent=agent, cold=cold)
-        os.write(pid_write, str(rank).encode())
+            _become_rank(rank, middle=middle)
+        os.write(pid_write, str(pid).encode())
         os._exit(0)
     os.close(pid_write)
     os.waitpid(middle, 0)
@@ -155,29 +173,45 @@ def _double_fork(program: Any, module: str, *, env: dict[str, str], fds: list[in
     return pid
 
 
-def _become_rank(program: Any, module: str, *, env: dict[str, str], fds: list[int], agent: int, cold: bool) -> None:
+def _become_rank(rank: _Rank, *, middle: int) -> NoReturn:
+    code = 1
     try:
         os.setsid()
-        while os.getppid() != agent:  # until the middle process is gone, its death would be taken for the agent's
+        rank.connection.close()  # or the agent would not learn that the warm process has died
+        while os.getppid() == middle:  # its death would be taken for the agent's
             time.sleep(0.001)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != agent:
+        if os.getppid() != rank.agent:
             os._exit(1)
-        output, *listener = fds
+        output, *listener = rank.fds
         os.dup2(output, 1)
         os.dup2(output, 2)
+        os.close(output)
+        os.environ.update(rank.env)
         if listener:
             os.set_inheritable(listener[0], True)
-            env = env | {"STEADFAST_MASTER_LISTEN_FD": str(listener[0])}
-        os.environ.update(env)
-        if cold:
-            os.execv(sys.executable, [sys.executable, "-m", module])
-        program.main()
-        os._exit(0)
+            os.environ["STEADFAST_MASTER_LISTEN_FD"] = str(listener[0])
+        if rank.cold:
+            os.execv(sys.executable, [sys.executable, "-m", rank.module])
+        rank.program.main()
+        code = 0
+    except SystemExit as end:
+        code = _exit_code(end)
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(1)
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _exit_code(end: SystemExit) -> int:
+    """As the interpreter would leave: None is 0, a text is printed and is 1."""
+    if end.code is None or isinstance(end.code, int):
+        return (end.code or 0) & 0xFF
+    print(end.code, file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -52,17 +52,22 @@ class _Document:
         """
         try:
             data = json.loads(text)
-            known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-            document = cls(**cls._decode({k: v for k, v in data.items() if k in known}))
-        except (TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"not a {cls.__name__}: {error}") from error
-        if document.version != FORMAT_VERSION:  # type: ignore[attr-defined]
-            raise ValueError(f"{cls.__name__} has format version {document.version}, not {FORMAT_VERSION}")  # type: ignore[attr-defined]
+            version = data["version"]
+            document = cls(**cls._decode(_known(cls, data))) if version == FORMAT_VERSION else None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not a {cls.__name__}: {type(error).__name__} {error}") from error
+        if document is None:
+            raise ValueError(f"{cls.__name__} has format version {version}, not {FORMAT_VERSION}")
         return document
 
     @classmethod
     def _decode(cls, data: dict[str, Any]) -> dict[str, Any]:
         return data
+
+
+def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    known = {f.name for f in fields(cls)}
+    return {key: value for key, value in data.items() if key in known}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,7 @@ class Latest(_Document):
     owner: str
     """UID of the job, or a nonce for a launch without an operator."""
     attempt: int
+    """Counted over the whole run: a new owner's first attempt follows the last one of the owner before."""
     nonce: str
     """Of the writer: a lost reply to our own write is told from somebody else's write."""
     step: int
@@ -82,6 +88,8 @@ class Latest(_Document):
     """Key of the newest checkpoint's manifest, relative to the run; None before the first."""
     released: bool = False
     """The owner has stopped for good: another job may continue the run at once."""
+    attempts_before: int = 0
+    """Attempts of earlier owners; without them a new owner's attempt 1 would write over the shards of theirs."""
     version: int = FORMAT_VERSION
 
 
@@ -130,5 +138,7 @@ class Manifest(_Document):
 
     @classmethod
     def _decode(cls, data: dict[str, Any]) -> dict[str, Any]:
-        shards = tuple(Shard(**(shard | {"tensors": tuple(shard["tensors"])})) for shard in data["shards"])
+        shards = tuple(
+            Shard(**(_known(Shard, shard) | {"tensors": tuple(shard["tensors"])})) for shard in data["shards"]
+        )
         return data | {"shards": shards}

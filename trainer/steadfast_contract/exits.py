@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from enum import IntEnum, StrEnum
 
@@ -86,13 +87,15 @@ class RankReport:
     def to_json(self) -> str:
         """Encode; a long message loses its middle, because tracebacks say most at both ends."""
         text = json.dumps(asdict(self))
-        excess = len(text.encode()) - MAX_REPORT_BYTES
-        if excess <= 0:
+        if len(text) <= MAX_REPORT_BYTES:  # ASCII: as many bytes as characters
             return text
-        # A character can cost twelve bytes of JSON (a surrogate pair), so cut by what is left, not by the excess.
-        room = (MAX_REPORT_BYTES - 256) // 12
-        shorter = f"{self.message[: room // 2]} ... {self.message[-room // 2 :]}"
-        return json.dumps(asdict(self) | {"message": shorter})
+        # A character costs one to twelve bytes of JSON (a surrogate pair): search for how many fit.
+        longest = bisect_right(range(len(self.message)), MAX_REPORT_BYTES, key=lambda keep: len(self._shortened(keep)))
+        return self._shortened(longest - 1)
+
+    def _shortened(self, keep: int) -> str:
+        head, tail = keep - keep // 2, len(self.message) - keep // 2
+        return json.dumps(asdict(self) | {"message": f"{self.message[:head]} ... {self.message[tail:]}"})
 
     @classmethod
     def from_json(cls, text: str) -> RankReport:
@@ -117,7 +120,7 @@ def failure_class(code: int, *, reported: bool) -> FailureClass | None:
         return None
     if reported and code in CLASS_OF_CODE:
         return CLASS_OF_CODE[ExitCode(code)]
-    if code < 0 or code in (128 + signal.SIGKILL, 128 + signal.SIGTERM):
+    if code < 0 or code - 128 in signal.valid_signals():
         return FailureClass.UNKNOWN
     return FailureClass.USER_ERROR
 
@@ -125,7 +128,8 @@ def failure_class(code: int, *, reported: bool) -> FailureClass | None:
 def describe_exit(code: int) -> str:
     """A process's end in a few words: `killed by SIGKILL`, `exit code 70 (USER_ERROR)`."""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        number = -code
+        return f"killed by {signal.Signals(number).name if number in list(signal.Signals) else f'signal {number}'}"
     try:
         return f"exit code {code} ({ExitCode(code).name})"
     except ValueError:

@@ -78,9 +78,13 @@ def unpack_pulse(page: bytes | memoryview) -> Pulse | None:
 def read_pulse(path: Path) -> Pulse | None:
     """The newest progress of a rank from its file; None before it has any."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), PULSE_BYTES, access=mmap.ACCESS_READ) as page:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), PULSE_BYTES, access=mmap.ACCESS_READ) as shared,
+            memoryview(shared) as page,  # a copy would be torn itself, and its header the same before and after
+        ):
             for _ in range(100):  # a writer holds the sequence lock for microseconds
-                if (pulse := unpack_pulse(page[:])) is not None:
+                if (pulse := unpack_pulse(page)) is not None:
                     return pulse
     except (FileNotFoundError, ValueError):
         return None

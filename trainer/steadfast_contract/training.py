@@ -80,6 +80,8 @@ class TrainingConfig:
             data: dict[str, Any] = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"training configuration is not JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"training configuration is no JSON object: {text[:80]!r}")
         nested = {
             "model": ModelShape,
             "stream": StreamConfig,

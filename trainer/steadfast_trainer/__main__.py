@@ -78,8 +78,8 @@ def run_rank() -> int:
         message = "".join(traceback.format_exception(error)) if code == ExitCode.USER_ERROR else str(error)
         print(f"Rank {env.rank} failed: {message}", file=sys.stderr, flush=True)
     report = RankReport(code=code, attempt=env.attempt, rank=env.rank, step=step, message=message)
-    if env.folder:
-        write_report(report_path(env.folder, local_rank=env.local_rank), report)
+    if os.environ.get("STEADFAST_FOLDER"):  # known even where the rest of the environment is malformed
+        write_report(report_path(str(folder), local_rank=env.local_rank), report)
     return code
 
 

@@ -8,6 +8,7 @@ import torch
 
 from steadfast_contract.env import RankEnv
 from steadfast_contract.training import TrainingConfig
+from steadfast_trainer.precision import precision_of
 
 
 class ConfigError(Exception):
@@ -45,7 +46,12 @@ def rank_config(env: RankEnv) -> RankConfig:
             f"a global batch of {training.global_batch_samples} sequences cannot be shared evenly by "
             f"{env.world_size} ranks"
         )
-    return RankConfig(env=env, training=training, device=_device(training.device, local_rank=env.local_rank))
+    device = _device(training.device, local_rank=env.local_rank)
+    try:
+        precision_of(training.recipe, device=device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return RankConfig(env=env, training=training, device=device)
 
 
 def _device(name: str, *, local_rank: int) -> torch.device:

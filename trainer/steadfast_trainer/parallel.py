@@ -37,16 +37,18 @@ class World:
     namespace: str
 
     def store(self) -> dist.Store:
-        """Open a connection of one's own to the shared store: a blocking wait on it blocks nobody else."""
+        """Open a connection of one's own to the shared store: a blocking wait on it blocks nobody else.
+
+        Raises:
+            CollectiveError: nobody listens there.
+        """
         if self.size == 1 and not self.env.master_port:
             return dist.PrefixStore(self.namespace, _LONE_STORE)
-        client = dist.TCPStore(
-            self.env.master_addr,
-            self.env.master_port,
-            is_master=False,
-            timeout=RENDEZVOUS_TIMEOUT,
-            wait_for_workers=False,
-        )
+        address, port = self.env.master_addr, self.env.master_port
+        try:
+            client = dist.TCPStore(address, port, is_master=False, timeout=RENDEZVOUS_TIMEOUT, wait_for_workers=False)
+        except (RuntimeError, ValueError) as error:
+            raise CollectiveError(f"the shared store at {address}:{port} cannot be reached: {error}") from error
         return dist.PrefixStore(self.namespace, client)
 
     def tell_all(self, key: str, text: str | None) -> str:

@@ -30,7 +30,7 @@ from steadfast_trainer.checkpoint.fence import Fence
 from steadfast_trainer.checkpoint.layout import state_views
 from steadfast_trainer.checkpoint.save import Saver
 from steadfast_trainer.checkpoint.store import ObjectStore
-from steadfast_trainer.config import RankConfig
+from steadfast_trainer.config import ConfigError, RankConfig
 from steadfast_trainer.data.streams import BatchLoader, TokenStream, open_stream
 from steadfast_trainer.model.router import routing_loss
 from steadfast_trainer.model.transformer import Transformer, next_token_loss
@@ -56,7 +56,7 @@ def train(
     world = join(env, device=config.device, namespace=f"steadfast/{env.attempt}/{restart}")
 
     # 2. The run: rank 0 claims it, all learn where to start.
-    store = ObjectStore(training.run, env=environ)
+    store = _open_run(training.run, environ=environ)
     fence, start = _claim_run(store, world, training, environ=environ)
 
     # 3. Data, model, optimizer.
@@ -79,9 +79,9 @@ def train(
     # 4. The state: fresh, or the newest checkpoint, with the exact place in the data.
     data = _data_identity(training, stream)
     first_step, samples = 0, ""
+    torch.manual_seed(training.seed + env.rank)  # a checkpoint of fewer ranks has no generator state for the others
     if start.manifest is None:
         model.initialise(training.seed)
-        torch.manual_seed(training.seed + env.rank)
     else:
         manifest = load.fetch_manifest(store, start.manifest)
         load.refuse_foreign(manifest, run=store.uri, model=training.model, data=data)
@@ -148,6 +148,13 @@ def train(
         fence.release()
     pulse.update(phase=Phase.DONE, committed=max(pulse.pulse.committed, saver.committed), updated_at=time.time())
     return ExitCode.SAVED if stopped and step < training.steps else ExitCode.DONE
+
+
+def _open_run(run: str, *, environ: Mapping[str, str]) -> ObjectStore:
+    try:
+        return ObjectStore(run, env=environ)
+    except ValueError as error:
+        raise ConfigError(f"checkpoints are kept in a bucket: {error}") from error
 
 
 class _Start(NamedTuple):

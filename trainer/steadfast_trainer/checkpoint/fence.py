@@ -12,12 +12,14 @@ import time
 from dataclasses import replace
 
 from steadfast_contract.checkpoints import LATEST, LEASE, Latest, Lease
+from steadfast_trainer.checkpoint.load import CheckpointUnreadable
 from steadfast_trainer.checkpoint.store import ObjectMissing, ObjectStore, PreconditionFailed, StoreError
 
 LEASE_SECONDS = 2.0
 """Time between two renewals."""
 WATCH_SECONDS = 7.0
 """A lease that does not move for so long is dead."""
+POLL_SECONDS = 0.25
 
 
 class Fenced(Exception):
@@ -34,6 +36,7 @@ class Fence:
     def __init__(self, store: ObjectStore, latest: Latest, *, tag: str, job: str) -> None:
         self.latest = latest
         self._store, self._tag = store, tag
+        self._in_doubt: Latest | None = None
         self._stopped = threading.Event()
         self._beats = threading.Thread(target=self._renew, args=(job,), name="lease", daemon=True)
         self._beats.start()
@@ -47,34 +50,25 @@ class Fence:
         Raises:
             RunInUse: another job's lease moves.
             Fenced: a newer attempt of this job has claimed already.
+            CheckpointUnreadable: LATEST is damaged.
         """
-        nonce = secrets.token_hex(8)
-        try:
-            text, tag = store.get_tagged(LATEST)
-        except ObjectMissing:
-            first = Latest(owner=owner, attempt=max(1, attempt), nonce=nonce, step=0, manifest=None)
+        while True:
+            latest, tag = _fetch_latest(store)
+            if latest is not None and latest.owner == owner:
+                number = latest.attempt - latest.attempts_before
+                if attempt and attempt <= number:
+                    raise Fenced(f"attempt {attempt} of run {store.uri} is over: attempt {number} has claimed it")
+            elif latest is not None and not latest.released:
+                _watch_lease(store, latest.owner)
+            claimed = _next_claim(latest, owner=owner, attempt=attempt, resume=resume)
             try:
-                return cls(store, first, tag=store.create(LATEST, first.to_json()), job=job)
-            except PreconditionFailed as error:
-                raise RunInUse(f"run {store.uri} was claimed by somebody else this very moment: {error}") from error
-        latest = Latest.from_json(text)
-        if latest.owner == owner:
-            if attempt and attempt <= latest.attempt:
-                raise Fenced(f"attempt {attempt} of run {store.uri} is over: attempt {latest.attempt} has claimed it")
-        elif not latest.released:
-            _watch_lease(store, latest.owner)
-        fresh = resume == "never" and latest.owner != owner
-        claimed = Latest(
-            owner=owner,
-            attempt=attempt or latest.attempt + 1,
-            nonce=nonce,
-            step=0 if fresh else latest.step,
-            manifest=None if fresh else latest.manifest,
-        )
-        try:
-            return cls(store, claimed, tag=store.replace(LATEST, claimed.to_json(), etag=tag), job=job)
-        except PreconditionFailed as error:
-            raise Fenced(f"run {store.uri} was claimed by another attempt this very moment: {error}") from error
+                if latest is None:
+                    tag = store.create(LATEST, claimed.to_json())
+                else:
+                    tag = store.replace(LATEST, claimed.to_json(), etag=tag)
+            except PreconditionFailed:
+                continue  # It moved while we looked: an older gang has published, or somebody else has claimed.
+            return cls(store, claimed, tag=tag, job=job)
 
     def publish(self, *, step: int, manifest: str) -> None:
         """Make a checkpoint the newest.
@@ -85,21 +79,38 @@ class Fence:
         self._move(replace(self.latest, step=step, manifest=manifest, nonce=secrets.token_hex(8)))
 
     def release(self) -> None:
-        """Say that this owner has stopped for good, so that another job need not wait."""
+        """Say that this owner has stopped for good, so that another job need not wait.
+
+        Raises:
+            Fenced: the run is no longer ours.
+        """
         self._stopped.set()
         self._beats.join()
-        self._move(replace(self.latest, released=True, nonce=secrets.token_hex(8)))
+        try:
+            self._move(replace(self.latest, released=True, nonce=secrets.token_hex(8)))
+        except StoreError as error:  # what was trained is durable: the next job only has to watch the lease
+            print(f"Could not release the run: {error}", flush=True)
+
+    def settle(self) -> None:
+        """Learn whether a move whose reply was lost has happened after all."""
+        if self._in_doubt is None:
+            return
+        now, tag = _fetch_latest(self._store)
+        if now == self._in_doubt:
+            self.latest, self._tag = now, tag
+        self._in_doubt = None
 
     def _move(self, to: Latest) -> None:
+        self.settle()
+        self._in_doubt = to
         try:
             self._tag = self._store.replace(LATEST, to.to_json(), etag=self._tag)
         except PreconditionFailed as error:
-            now = Latest.from_json(self._store.get(LATEST))
-            raise Fenced(
-                f"attempt {self.latest.attempt} may not publish to {self._store.uri}: "
-                f"attempt {now.attempt} of owner {now.owner} holds it"
-            ) from error
-        self.latest = to
+            self._in_doubt = None
+            now, _ = _fetch_latest(self._store)
+            holder = f"attempt {now.attempt} of owner {now.owner} holds it" if now else "its LATEST was deleted"
+            raise Fenced(f"attempt {self.latest.attempt} may not publish to {self._store.uri}: {holder}") from error
+        self.latest, self._in_doubt = to, None
 
     def _renew(self, job: str) -> None:
         beat = 0
@@ -112,25 +123,57 @@ class Fence:
                 continue  # The lease only informs; the fence is LATEST.
 
 
+def _fetch_latest(store: ObjectStore) -> tuple[Latest | None, str]:
+    try:
+        text, tag = store.get_tagged(LATEST)
+    except ObjectMissing:
+        return None, ""
+    try:
+        return Latest.from_json(text), tag
+    except ValueError as error:
+        raise CheckpointUnreadable(f"{store.uri}/{LATEST}: {error}") from error
+
+
+def _next_claim(latest: Latest | None, *, owner: str, attempt: int, resume: str) -> Latest:
+    nonce = secrets.token_hex(8)
+    if latest is None:
+        return Latest(owner=owner, attempt=max(1, attempt), nonce=nonce, step=0, manifest=None)
+    before = latest.attempts_before if latest.owner == owner else latest.attempt
+    fresh = resume == "never" and latest.owner != owner
+    return Latest(
+        owner=owner,
+        attempt=before + attempt if attempt else latest.attempt + 1,
+        nonce=nonce,
+        step=0 if fresh else latest.step,
+        manifest=None if fresh else latest.manifest,
+        attempts_before=before,
+    )
+
+
 def _watch_lease(store: ObjectStore, owner: str) -> None:
     """Return when nobody renews the lease.
 
     Raises:
         RunInUse: somebody does.
     """
-    first = None
+    beats = set()
     until = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < until:
-        try:
-            lease = Lease.from_json(store.get(LEASE))
-        except ObjectMissing:
-            return
-        if lease.owner != owner:
-            return
-        first = first or lease
-        if lease.beat != first.beat:
-            raise RunInUse(
-                f"run {store.uri} is in use by job {lease.job or lease.owner}: stop that job, "
-                "or give this one a runName of its own"
-            )
-        time.sleep(0.25)
+        # An owner that has only just claimed has no lease yet: keep watching.
+        if (lease := _fetch_lease(store)) is not None and lease.owner == owner:
+            beats.add(lease.beat)
+            if len(beats) > 1:
+                raise RunInUse(
+                    f"run {store.uri} is in use by job {lease.job or lease.owner}: stop that job, "
+                    "or give this one a runName of its own"
+                )
+        time.sleep(POLL_SECONDS)
+
+
+def _fetch_lease(store: ObjectStore) -> Lease | None:
+    try:
+        return Lease.from_json(store.get(LEASE))
+    except ObjectMissing:
+        return None
+    except ValueError as error:
+        raise CheckpointUnreadable(f"{store.uri}/{LEASE}: {error}") from error

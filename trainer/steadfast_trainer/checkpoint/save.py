@@ -24,7 +24,7 @@ from steadfast_contract.models import ModelShape
 from steadfast_trainer.checkpoint.fence import Fence
 from steadfast_trainer.checkpoint.layout import rng_name, shares
 from steadfast_trainer.checkpoint.store import ObjectStore, StoreError
-from steadfast_trainer.parallel import World
+from steadfast_trainer.parallel import CollectiveError, World
 
 UPLOAD_SECONDS = 600.0
 """How long one object may take, retries included, before this checkpoint is given up."""
@@ -119,11 +119,17 @@ class Saver:
             self._error = error
             receipt = {"error": f"rank {self._world.rank}: {error}"}
         try:
-            self._receipts.set(_receipt_key(snapshot.step, self._world.rank), json.dumps(receipt))
+            self._tell(snapshot.step, receipt)
             if self._fence is not None:
                 self._commit(snapshot, self._fence)
         except Exception as error:
             self._error = self._error or error
+
+    def _tell(self, step: int, receipt: Mapping[str, Any]) -> None:
+        try:
+            self._receipts.set(_receipt_key(step, self._world.rank), json.dumps(receipt))
+        except RuntimeError as error:
+            raise CollectiveError(f"rank 0 is gone, it did not take the receipt of step {step}: {error}") from error
 
     def _put_shard(self, snapshot: Snapshot) -> dict[str, Any]:
         content = to_safetensors(dict(snapshot.tensors))
@@ -139,6 +145,7 @@ class Saver:
 
     def _commit(self, snapshot: Snapshot, fence: Fence) -> None:
         receipts = [self._receipt(snapshot.step, rank) for rank in range(self._world.size)]
+        fence.settle()
         manifest = Manifest(
             step=snapshot.step,
             attempt=self._attempt,
