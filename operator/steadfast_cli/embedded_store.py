@@ -50,6 +50,7 @@ class EmbeddedStore:
     """One user's hold on the server of a home; the server runs at least until `release`."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         self._files = _Files(home)
         self._files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._users_lock: IO[bytes] | None = self._files.users_lock.open("ab")
