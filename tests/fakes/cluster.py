@@ -208,8 +208,8 @@ class World:
         cluster = self.cluster
         before = {name: self._visible(w) for name, w in cluster.workers.items()}, cluster.job
         cluster.now += timedelta(seconds=seconds)
-        cluster.down = cluster.now < self._outage_until
         self._strike()
+        cluster.down = cluster.now < self._outage_until
         for worker in list(cluster.workers.values()):
             self._live(worker)
         for attempt in sorted({w.attempt for w in cluster.workers.values()}):
@@ -373,9 +373,7 @@ def a_world(job: TrainingJob, *faults: Fault, **options: int) -> World:
     return World(cluster=FakeCluster(job), faults=faults, steps=job.spec.train.steps or 10, **options)
 
 
-async def run_to_rest(
-    world: World, *, limits: Limits | None = None, kills: Iterable[tuple[int, bool]] = ()
-) -> Trace:
+async def run_to_rest(world: World, *, limits: Limits | None = None, kills: Iterable[tuple[int, bool]] = ()) -> Trace:
     """Run the real loop until nothing is left to happen, with an operator that dies at these writes and comes back."""
     trace = Trace(world)
     to_come = list(kills)
