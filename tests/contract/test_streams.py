@@ -34,6 +34,7 @@ prefixes = (f"streams/{number}" for number in count())
 def _small_shards():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "SHARD_BYTES", 2048)
+        patch.setattr(prepare, "_ENCODED_AT_ONCE", 1000)
         yield
 
 
