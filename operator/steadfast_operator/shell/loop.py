@@ -67,7 +67,7 @@ async def run_job(
 
 
 def _is_over(seen: Observation, decision: Decision, *, until_rest: bool) -> bool:
-    if decision.actions or decision.status != seen.status:
+    if decision.actions:
         return False
     if until_rest and decision.reason in (Reason.SUSPENDED, Reason.INVALID_SPEC):
         return True
