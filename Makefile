@@ -6,6 +6,8 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# Importing writes bytecode for just what workers import: half of a cold start is compiling it.
+BYTECODE := import steadfast_agent.__main__, steadfast_agent.zygote, steadfast_cli.run, steadfast_trainer.__main__, streaming
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -18,6 +20,7 @@ $(INSTALLED): requirements/dev.lock requirements/uv.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock; \
 	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements/dev.lock; \
 	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --editable .; \
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c "$(BYTECODE)"; \
 	touch $@; echo "Installed, downloads included, in $$((SECONDS - started)) s"
 
 demo: install ## Train moe-tiny on 2 workers, kill one, recover; ends with a table

@@ -29,7 +29,9 @@ def main() -> None:
             for number in range(RUNS):
                 ours.append(_steadfast(home, number, environ={**environ, **store.environment}))
                 theirs.append(_torchrun(home, number, environ={**environ, **store.environment}))
-                print(f"run {number + 1}/{RUNS}: steadfast {ours[-1]:.2f} s, torchrun {theirs[-1]:.2f} s", file=sys.stderr)
+                print(
+                    f"run {number + 1}/{RUNS}: steadfast {ours[-1]:.2f} s, torchrun {theirs[-1]:.2f} s", file=sys.stderr
+                )
         finally:
             store.release()
     publish("startup", [row("run-to-first-step", "steadfast", ours), row("run-to-first-step", "torchrun", theirs)])

@@ -198,6 +198,7 @@ class _Run:
                 histories.append((number, read_history(steps_path(str(self._folder.worker_folder(first))))))
         return summarise(
             state=state,
+            steps=job.status.progress.step if job.status.progress else 0,
             histories=histories,
             failures=self._failures,
             started_at=started_at,

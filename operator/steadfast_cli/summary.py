@@ -72,6 +72,7 @@ def read_history(path: Path) -> list[StepRecord]:
 def summarise(
     *,
     state: str,
+    steps: int,
     histories: Sequence[tuple[int, Sequence[StepRecord]]],
     failures: Sequence[FailureSeen],
     started_at: float,
@@ -87,7 +88,7 @@ def summarise(
     losses = [kept[step].loss for step in sorted(kept)]
     return Summary(
         state=state,
-        steps=max(kept, default=0),
+        steps=steps,
         first_step_at=next((history[0].at for _, history in histories if history), None),
         first_loss=losses[0] if losses else None,
         final_loss=statistics.fmean(losses[-LAST_STEPS:]) if losses else None,

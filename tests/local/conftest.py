@@ -135,7 +135,10 @@ def nano_corpus(embedded_store: EmbeddedStore) -> Mapping[str, str]:
 
 def nano(name: str, **overrides: Any) -> dict[str, Any]:
     """A moe-nano job on two workers of two ranks each."""
-    data = {"tokenizer": "s3://corpora/nano/tokenizer.json", "streams": [{"name": "nano", "remote": "s3://corpora/nano"}]}
+    data = {
+        "tokenizer": "s3://corpora/nano/tokenizer.json",
+        "streams": [{"name": "nano", "remote": "s3://corpora/nano"}],
+    }
     spec = {"ranksPerWorker": 2, "data": data, "checkpoint": {"intervalSeconds": 1}}
     manifest = a_manifest(metadata={"name": name, "namespace": "default"}, spec=spec)
     return _override(manifest, overrides)

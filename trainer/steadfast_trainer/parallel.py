@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from steadfast_contract.env import RankEnv
 
 RENDEZVOUS_TIMEOUT = timedelta(seconds=300)
+CONNECT_TIMEOUT = timedelta(seconds=20)
+"""For a connection to rank 0's store after the rendezvous: then it listens already, or is gone."""
 COLLECTIVE_TIMEOUT = timedelta(seconds=600)
 
 
@@ -44,11 +46,12 @@ class World:
         """
         if self.size == 1 and not self.env.master_port:
             return dist.PrefixStore(self.namespace, _LONE_STORE)
-        address, port = self.env.master_addr, self.env.master_port
         try:
-            client = dist.TCPStore(address, port, is_master=False, timeout=RENDEZVOUS_TIMEOUT, wait_for_workers=False)
+            client = _connect(self.env, timeout=CONNECT_TIMEOUT)
         except (RuntimeError, ValueError) as error:
-            raise CollectiveError(f"the shared store at {address}:{port} cannot be reached: {error}") from error
+            at = f"{self.env.master_addr}:{self.env.master_port}"
+            raise CollectiveError(f"the shared store at {at} cannot be reached: {error}") from error
+        client.set_timeout(RENDEZVOUS_TIMEOUT)
         return dist.PrefixStore(self.namespace, client)
 
     def tell_all(self, key: str, text: str | None) -> str:
@@ -65,6 +68,14 @@ class World:
             return str(shared.get(key).decode())
         except RuntimeError as error:
             raise CollectiveError(f"rank 0 did not say {key!r}: {error}") from error
+
+    def meet(self) -> None:
+        """Return when every rank has come here.
+
+        Raises:
+            CollectiveError: a peer is gone.
+        """
+        self.sum(torch.zeros(1, device=self.device))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum in place over all ranks."""
@@ -103,7 +114,7 @@ def join(env: RankEnv, *, device: torch.device, namespace: str) -> World:
             )
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=world.store(),
+            store=dist.PrefixStore(namespace, _connect(env, timeout=RENDEZVOUS_TIMEOUT)),
             rank=env.rank,
             world_size=env.world_size,
             timeout=COLLECTIVE_TIMEOUT,
@@ -115,6 +126,10 @@ def join(env: RankEnv, *, device: torch.device, namespace: str) -> World:
             f"{env.master_addr}:{env.master_port}: {error}"
         ) from error
     return world
+
+
+def _connect(env: RankEnv, *, timeout: timedelta) -> dist.TCPStore:
+    return dist.TCPStore(env.master_addr, env.master_port, is_master=False, timeout=timeout, wait_for_workers=False)
 
 
 _SERVERS: list[dist.TCPStore] = []

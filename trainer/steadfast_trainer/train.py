@@ -89,7 +89,8 @@ def train(
         optimizer.resume_at(manifest.step)
         first_step = manifest.step
         samples = _restored_samples(manifest, world)
-    pulse.update(resumed_from=first_step, committed=first_step, step=first_step, updated_at=time.time())
+    tokens = first_step * training.global_batch_tokens
+    pulse.update(resumed_from=first_step, committed=first_step, step=first_step, tokens=tokens, updated_at=time.time())
 
     # 5. Step after step.
     loader = BatchLoader(
@@ -144,6 +145,7 @@ def train(
     loader.close()
     pulse.update(phase=Phase.SAVING, updated_at=time.time())
     saver.finish()
+    world.meet()  # rank 0 has committed, and its rendezvous may go
     if fence is not None:
         fence.release()
     pulse.update(phase=Phase.DONE, committed=max(pulse.pulse.committed, saver.committed), updated_at=time.time())
