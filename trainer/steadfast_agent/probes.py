@@ -26,6 +26,8 @@ class Probes:
             name: Gauge(f"steadfast_rank_{name}", text, [*labels, "rank"], registry=self._registry)
             for name, text in METRICS.items()
         }
+        text = "Ranks that could not be forked from the warm process and were executed from scratch"
+        self._cold = Gauge("steadfast_worker_cold_ranks", text, [*labels], registry=self._registry)
         self._labels = labels
 
     async def serve(self) -> str:
@@ -74,6 +76,7 @@ class Probes:
             for name, gauge in self._gauges.items():
                 if pulse is not None:
                     gauge.labels(**self._labels, rank=rank).set(getattr(pulse, name))
+        self._cold.labels(**self._labels).set(sum(not process.warm for process in self._gang.ranks))
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

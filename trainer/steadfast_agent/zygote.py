@@ -198,6 +198,8 @@ def _become_rank(rank: _Rank, *, middle: int) -> NoReturn:
     except SystemExit as end:
         code = _exit_code(end)
     except BaseException:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()  # so that the error comes last
         traceback.print_exc()
     finally:
         with suppress(OSError, ValueError):

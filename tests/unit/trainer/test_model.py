@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steadfast_contract.models import PRESETS
+from steadfast_contract.training import OptimizerConfig
 from steadfast_trainer.model.attention import Attention
 from steadfast_trainer.model.rope import rotate, rotation_table
 from steadfast_trainer.model.router import routing_loss
 from steadfast_trainer.model.transformer import Transformer, next_token_loss
+from steadfast_trainer.optim import AdamW
+from steadfast_trainer.parallel import FlatParameters
 
 TINY = replace(PRESETS["moe-nano"], vocabulary_size=50, context_length=16)
 
@@ -137,15 +140,16 @@ def test_the_loss_is_the_mean_cross_entropy_in_fp32():
 def test_a_tiny_batch_is_learnt_by_heart():
     model = a_model(replace(TINY, layers=1))
     token_BT = torch.randint(0, 50, (2, 17), generator=torch.Generator().manual_seed(5))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    flat = FlatParameters(model)
+    optimizer = AdamW(flat, OptimizerConfig())
     losses = []
     for _ in range(30):
-        optimizer.zero_grad(set_to_none=False)
+        flat.zero_gradients()
         output = model(token_BT[:, :-1])
         loss = next_token_loss(output.logits_BTV, token_BT[:, 1:])
         balance = routing_loss(count_LE=output.count_LE, probability_LE=output.probability_LE, z_L=output.z_L)
         (loss + balance).backward()
-        optimizer.step()
+        optimizer.step(learning_rate=1e-2, gradient_norm=flat.gradients.norm().item())
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
 
