@@ -19,6 +19,7 @@ from steadfast_contract.heartbeat import Phase, Pulse
 from steadfast_operator.api.labels import worker_name
 from steadfast_operator.api.types import TrainingJobStatus
 from steadfast_operator.core import attempts
+from steadfast_operator.core.actions import DeleteWorkers, EmitEvent, EventType
 from steadfast_operator.core.decide import decide
 from steadfast_operator.core.observation import (
     AttemptRecord,
@@ -31,6 +32,8 @@ from steadfast_operator.core.observation import (
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 DIGEST = "sha256:" + "d" * 64
 MASTER = "10.0.0.1:29500"
+BOTH = ("moe-7e1f5-0", "moe-7e1f5-1")
+"""Names of the workers of a gang of two."""
 
 
 def ago(seconds: float) -> datetime:
@@ -124,6 +127,20 @@ def with_status(seen: Observation, status: TrainingJobStatus | None = None, **up
 
 def with_spec(seen: Observation, **update: Any) -> Observation:
     return replace(seen, job=seen.job.model_copy(update={"spec": seen.job.spec.model_copy(update=update)}))
+
+
+def ended(seen: Observation, outcome: str, **status: Any) -> Observation:
+    """The same job after its attempt was ended, without workers."""
+    entry = seen.status.attempts[-1].model_copy(update={"ended": ago(5), "outcome": outcome})
+    return replace(with_status(seen, attempts=[entry], **status), workers=())
+
+
+def delete(names: tuple[str, ...], reason: str, grace: int = 0) -> DeleteWorkers:
+    return DeleteWorkers(names=names, grace_seconds=grace, reason=reason)  # type: ignore[arg-type]
+
+
+def event(reason: str, message: str, kind: EventType = EventType.NORMAL) -> EmitEvent:
+    return EmitEvent(type=kind, reason=reason, message=message)  # type: ignore[arg-type]
 
 
 def altered(seen: Observation, node_rank: int, **changes: Any) -> Observation:

@@ -303,7 +303,7 @@ class World:
         current = self.cluster.job.status.attempt if self.cluster.job else 0
         for fault in self.faults:
             attempt = current if fault.attempt is None else fault.attempt
-            if (fault, attempt) in self._fired:
+            if (fault, attempt) in self._fired or (fault.attempt is None and not attempt):
                 continue
             if attempt == 0:
                 due = (self.now() - EPOCH).total_seconds() >= fault.after

@@ -54,6 +54,7 @@ def live(faults: list[Fault], kills: list[tuple[int, bool]]) -> Trace:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(worker_faults, max_size=5), st.lists(world_faults, max_size=3), kill_points)
 @example([Fault(kind="strand", after=5, node_rank=1)], [], [])
+@example([Fault(kind="vanish", after=5)], [Fault(kind="suspend", after=7, attempt=0)], [(7, True)])
 @example([], [Fault(kind="suspend", after=8, attempt=0), Fault(kind="resume", after=9, attempt=0)], [])
 def test_every_life_ends_well(
     of_workers: list[Fault], of_the_world: list[Fault], kills: list[tuple[int, bool]]
@@ -66,11 +67,12 @@ def test_every_life_ends_well(
     # It ended, for a reason that a person can read.
     assert status.state in ("Succeeded", "Failed", "Suspended")
     assert all(c.reason and c.message for c in status.conditions)
-    # Attempts were strictly increasing, each in a record of its own.
+    # Attempts were strictly increasing, each in a record of its own
     assert cluster.attempts_seen == sorted(cluster.attempts_seen)
     assert all(after_ - before in (0, 1) for before, after_ in pairwise(cluster.attempts_seen))
-    assert sorted(cluster.records) == list(range(1, status.attempt + 1))
-    serials = [serial for record in cluster.records.values() for serial in record.serials]
+    # (an operator that died may have left the record of the next one behind, to be adopted).
+    assert sorted(cluster.records) in (list(range(1, status.attempt + 1)), list(range(1, status.attempt + 2)))
+    serials = [serial for number in range(1, status.attempt + 1) for serial in cluster.records[number].serials]
     assert serials == list(range(status.next_serial))
     # Nobody's budget was exceeded.
     assert user_restarts(status.restarts) <= MAX_RESTARTS

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from core_builders import (
+    BOTH,
     DIGEST,
     MASTER,
     NOW,
@@ -18,10 +19,12 @@ from core_builders import (
     a_record,
     a_start,
     a_worker,
-    after,
     ago,
     altered,
     an_end,
+    delete,
+    ended,
+    event,
     failed,
     settled,
     told,
@@ -30,35 +33,19 @@ from core_builders import (
 )
 from steadfast_contract.exits import FailureClass
 from steadfast_operator.api.types import AttemptStatus
-from steadfast_operator.core.actions import CreateRecord, CreateWorker, DeleteWorkers, EmitEvent, EventType
+from steadfast_operator.core.actions import CreateRecord, CreateWorker, EventType
 from steadfast_operator.core.decide import decide
 from steadfast_operator.core.observation import Observation, WorkerPhase
-
-BOTH = ("moe-7e1f5-0", "moe-7e1f5-1")
 
 
 def create(node_rank: int, *, master: str = "", attempt: int = 1, size: int = 2) -> CreateWorker:
     return CreateWorker(serial=node_rank, attempt=attempt, node_rank=node_rank, num_workers=size, master=master)
 
 
-def delete(names: tuple[str, ...], reason: str, grace: int = 0) -> DeleteWorkers:
-    return DeleteWorkers(names=names, grace_seconds=grace, reason=reason)  # type: ignore[arg-type]
-
-
-def event(reason: str, message: str, kind: EventType = EventType.NORMAL) -> EmitEvent:
-    return EmitEvent(type=kind, reason=reason, message=message)  # type: ignore[arg-type]
-
-
 def succeeded(seen: Observation, *node_ranks: int, at: float = 1) -> Observation:
     for node_rank in node_ranks:
         seen = altered(seen, node_rank, phase=WorkerPhase.SUCCEEDED, end=an_end(None, at=ago(at)))
     return seen
-
-
-def ended(seen: Observation, outcome: str, **status: Any) -> Observation:
-    """The same job after its attempt was ended, without workers."""
-    entry = seen.status.attempts[-1].model_copy(update={"ended": ago(5), "outcome": outcome})
-    return replace(with_status(seen, attempts=[entry], **status), workers=())
 
 
 def finished(seen: Observation) -> Observation:
@@ -332,6 +319,14 @@ def test_the_deadline_fails_the_job_and_lets_it_save() -> None:
     )
 
 
+def test_the_deadline_also_ends_a_back_off() -> None:
+    later = NOW + timedelta(seconds=9)
+    seen = with_spec(ended(a_gang(), "WorkerFailed", restart_at=later), active_deadline_seconds=100)
+    status = decide(seen).status
+    assert (status.state, status.restart_at, status.finished) == ("Failed", None, NOW)
+    assert (status.attempts[-1].ended, status.attempts[-1].outcome) == (ago(5), "WorkerFailed")
+
+
 @pytest.mark.parametrize(
     ("seen", "wake"),
     [
@@ -369,7 +364,7 @@ def test_after_a_failure_an_invalid_spec_stops_what_is_left_and_starts_nothing()
     assert (decision.reason, decision.actions[0]) == ("InvalidSpec", delete(BOTH[1:], "InvalidSpec"))
 
 
-@pytest.mark.parametrize("edit", [{"config_digest": "sha256:new"}, {"problems": ("no",), "config_digest": ""}])
+@pytest.mark.parametrize("edit", [{"config_digest": "sha256:new"}, {"problems": ("no",)}])
 def test_a_spec_that_changes_during_the_start_makes_no_mixed_gang(edit: dict[str, Any]) -> None:
     decision = decide(replace(a_start(workers=(a_member(0, progress=None),)), **edit))
     assert decision.actions == (delete(BOTH[:1], "ConfigurationChanged"),)
@@ -379,58 +374,3 @@ def test_a_spec_that_changes_during_the_start_makes_no_mixed_gang(edit: dict[str
 
 def test_a_spec_that_changes_later_waits_for_the_next_attempt() -> None:
     assert decide(replace(a_gang(), config_digest="sha256:new")).reason == "Training"
-
-
-class TestSuspend:
-    def test_workers_save_and_stop(self) -> None:
-        seen = with_spec(a_gang(), suspend=True)
-        expected = {"reason": "Suspending", "message": "Workers save and stop.", "wake": 0.5}
-        assert told(seen) == expected | {
-            "actions": (delete(BOTH, "Suspending", 60),),
-            "changes": {
-                "attempts": {"ended": NOW, "outcome": "Suspended"},
-                "conditions": {"Running": ("False", "Suspending")},
-                "state": "Suspending",
-            },
-        }
-
-    def test_saving_workers_are_waited_for(self) -> None:
-        seen = settled(with_spec(a_gang(), suspend=True))
-        seen = replace(seen, workers=tuple(replace(w, terminating_since=ago(30)) for w in seen.workers))
-        assert (decide(seen).reason, decide(seen).actions) == ("Suspending", ())
-        assert decide(after(seen, 40)).reason == "Suspended"
-
-    def test_at_rest(self) -> None:
-        seen = replace(settled(with_spec(a_gang(), suspend=True)), workers=())
-        message = "No worker runs; spec.suspend is true."
-        decision = decide(seen)
-        assert decision.actions == (event("Suspended", message),)
-        assert told(settled(seen)) == {
-            "reason": "Suspended",
-            "message": message,
-            "actions": (),
-            "wake": None,
-            "changes": {},
-        }
-
-    def test_saved_ranks_are_no_failure(self) -> None:
-        seen = failed(settled(with_spec(a_gang(), suspend=True)), 1, FailureClass.PREEMPTED, code=75)
-        decision = decide(seen)
-        assert (decision.reason, decision.status.restarts.total) == ("Suspending", 0)
-
-    def test_before_the_first_attempt(self) -> None:
-        seen = a_look(**{"spec.suspend": True})
-        assert decide(seen).reason == "Suspended"
-        assert decide(with_spec(settled(seen), suspend=False)).reason == "FirstStart"
-
-    def test_while_backing_off_it_forgets_the_back_off(self) -> None:
-        seen = with_spec(ended(a_gang(), "WorkerFailed", restart_at=NOW + timedelta(seconds=9)), suspend=True)
-        decision = decide(seen)
-        assert (decision.reason, decision.status.restart_at) == ("Suspended", None)
-        assert decide(with_spec(settled(seen), suspend=False)).reason == "Resumed"
-
-    def test_taken_back_while_workers_save_they_may_finish_saving(self) -> None:
-        seen = with_spec(settled(with_spec(a_gang(), suspend=True)), suspend=False)
-        assert decide(seen).actions == (delete(BOTH, "StoppingWorkers", 60),)
-        saving = replace(seen, workers=tuple(replace(w, terminating_since=ago(30)) for w in seen.workers))
-        assert (decide(saving).reason, decide(saving).actions) == ("StoppingWorkers", ())
