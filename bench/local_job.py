@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from steadfast_cli.embedded_store import acquire
 from steadfast_contract.heartbeat import Pulse, read_pulse
 from steadfast_operator.api.resolve import training_config

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from steadfast_cli.embedded_store import acquire
-from steadfast_contract.folder import pulse_path
-
 from bench.local_job import manifest, prepare, steadfast, torchrun, wait_for_step, write_manifest
 from bench.report import publish, row
+
+from steadfast_cli.embedded_store import acquire
+from steadfast_contract.folder import pulse_path
 
 KILLS, PEER_KILLS = 20, 5
 SPACING = 25

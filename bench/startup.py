@@ -9,11 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from steadfast_cli.embedded_store import acquire
-from steadfast_contract.folder import pulse_path
-
 from bench.local_job import manifest, prepare, steadfast, torchrun, wait_for_step, write_manifest
 from bench.report import publish, row
+
+from steadfast_cli.embedded_store import acquire
+from steadfast_contract.folder import pulse_path
 
 RUNS = 7
 

@@ -59,7 +59,7 @@ async def inject(
 ) -> None:
     """Cause each fault once, as soon as rank 0 has finished its step, in the order of steps."""
     for fault in sorted(faults, key=lambda fault: fault.step):
-        while not _strike(fault, cluster, attempt=attempt()):
+        while not _strike(fault, cluster, attempt=attempt()):  # noqa: ASYNC110 - shared memory wakes nobody
             await asyncio.sleep(POLL_SECONDS)
         on_fault(fault, time.time())
 

@@ -11,13 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load
 
 from local.conftest import LocalRun, nano, newest_checkpoint
+from local.oracle import assert_same_tensors, assert_unbroken_chain, tensors_of
 from steadfast_cli.embedded_store import EmbeddedStore
-from steadfast_contract.checkpoints import Manifest
-from steadfast_trainer.checkpoint.store import ObjectStore
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(1200)]
 
@@ -80,24 +77,3 @@ def take_away(store: EmbeddedStore, *, seconds: float) -> None:
         os.kill(pid, signal.SIGKILL)
     time.sleep(seconds)
     store.ensure_running()
-
-
-def tensors_of(store: ObjectStore, manifest: Manifest) -> dict[str, torch.Tensor]:
-    return {name: tensor for shard in manifest.shards for name, tensor in load(store.get(shard.key)).items()}
-
-
-def assert_same_tensors(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    assert sorted(actual) == sorted(expected)
-    assert any(name.startswith("weights/") for name in actual)
-    assert any(name.startswith("adam.square/") for name in actual)
-    different = [name for name in expected if not torch.equal(actual[name], expected[name])]
-    assert different == []
-
-
-def assert_unbroken_chain(store: ObjectStore, manifest: Manifest) -> None:
-    """From the last checkpoint to the first: each parent exists, is older, and of no later attempt."""
-    while manifest.parent is not None:
-        parent = Manifest.from_json(store.get(manifest.parent))
-        assert parent.step < manifest.step
-        assert parent.attempt <= manifest.attempt
-        manifest = parent

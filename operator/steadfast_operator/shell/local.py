@@ -19,7 +19,7 @@ from pathlib import Path
 
 import aiohttp
 
-from steadfast_contract.exits import FailureClass, RankReport, describe_exit, failure_class
+from steadfast_contract.exits import FailureClass, RankReport, failure_class
 from steadfast_contract.folder import agent_path, cache_path, pulse_path, termination_path
 from steadfast_contract.heartbeat import AgentStatus, read_pulse
 from steadfast_operator.api.resolve import training_config
@@ -212,8 +212,7 @@ def _worker_end(local: LocalWorker, code: int) -> WorkerEnd:
     try:
         report = RankReport.from_json(termination_path(str(local.folder)).read_text())
     except (FileNotFoundError, ValueError):
-        by = describe_exit(code)
-        message = f"the agent of worker {local.worker.name} ended without a report: {by}; see {local.folder / 'log'}"
+        message = f"its agent left no report; see {local.folder / 'log'}"
         return WorkerEnd(code=code, failure_class=FailureClass.AGENT_LOST, message=message, rank=None, at=now)
     return WorkerEnd(
         code=report.code,
