@@ -20,7 +20,7 @@ import click
 from rich.console import Console
 
 from steadfast_cli.display import Display, summary_table
-from steadfast_cli.embedded_store import acquire
+from steadfast_cli.embedded_store import EmbeddedStoreError, acquire
 from steadfast_cli.faults import GRAMMAR, Fault, inject, parse_fault
 from steadfast_cli.home import default_home
 from steadfast_cli.summary import FailureSeen, Summary, read_history, summarise
@@ -59,6 +59,8 @@ def run(*, file: Path, faults: tuple[str, ...], report: Path | None) -> None:
         parsed = [parse_fault(text, job=job, steps=total_steps(job.spec.train)) for text in faults]
     except ValueError as error:
         raise click.UsageError(f"--fault: {error}") from error
+    if report is not None and not report.parent.is_dir():
+        raise click.UsageError(f"--report: there is no folder {report.parent}")
     if importlib.util.find_spec("torch") is None:
         raise click.ClickException("torch is not installed: pip install 'steadfast[trainer]'")
     home = default_home()
@@ -73,13 +75,18 @@ def run(*, file: Path, faults: tuple[str, ...], report: Path | None) -> None:
                 code = asyncio.run(_Run(folder, stored, console, environ=environ).go(parsed, report=report))
         finally:
             folder.release()
-    except (JobBusy, JobChanged) as error:
+    except (JobBusy, JobChanged, EmbeddedStoreError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(code)
 
 
 def _read_manifest(file: Path) -> TrainingJob:
-    job, problems = validate_manifest(file.read_text(), source=str(file))
+    try:
+        text = file.read_text()
+    except UnicodeDecodeError as error:
+        click.echo(f"{file}: is not UTF-8 text (byte {error.start}). Save the file as UTF-8.", err=True)
+        sys.exit(INVALID)
+    job, problems = validate_manifest(text, source=str(file))
     if job is None or problems:
         for problem in problems:
             click.echo(str(problem), err=True)
@@ -99,6 +106,7 @@ def _apply(folder: JobFolder, job: TrainingJob, console: Console) -> TrainingJob
             f"Job {name} has succeeded already: run {stored.run_uri} is complete. "
             f"Give it a new runName to train again, or forget the job with `steadfast delete {name}`.",
             soft_wrap=True,
+            markup=False,
         )
         return None
     return stored
@@ -179,14 +187,16 @@ class _Run:
         self._console.print(summary_table(summary))
         if report is not None:
             report.write_text(summary.to_json())
-        ended = condition(job, state) if state else job.status.conditions[0]
+        ended = condition(job, state) if state else next(iter(job.status.conditions), None)
         if state == ConditionType.SUCCEEDED:
             return 0
         if state == ConditionType.SUSPENDED:
-            self._console.print(f"Suspended at step {summary.steps}; the same command goes on from there.")
+            how = "the same command goes on from there" if self._interrupted else "spec.suspend is true in the manifest"
+            self._console.print(f"Suspended at step {summary.steps}; {how}.")
             return INTERRUPTED if self._interrupted else 0
         if ended is not None:
-            self._console.print(f"Failed: {ended.reason}: {ended.message}", style="red", soft_wrap=True)
+            text = f"Failed: {ended.reason}: {ended.message}"  # with a rank's last words: brackets are no markup
+            self._console.print(text, style="red", soft_wrap=True, markup=False)
         return FAILED
 
     def _summary(self, job: TrainingJob, state: str, *, started_at: float) -> Summary:

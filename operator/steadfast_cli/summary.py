@@ -81,7 +81,12 @@ def summarise(
 ) -> Summary:
     """Put a run's histories (attempt number and steps, in order) and failures together."""
     kept = kept_steps(histories)
-    durations = [kept[step].at - kept[step - 1].at for step in kept if _same_attempt(step, histories, kept)]
+    attempt_of = {record.step: number for number, history in histories for record in history}
+    durations = [
+        kept[step].at - kept[step - 1].at
+        for step in kept
+        if step - 1 in kept and attempt_of[step - 1] == attempt_of[step]  # a first step includes the start
+    ]
     typical = statistics.median(durations) if durations else 0.0
     productive = sum(durations) + typical * (len(kept) - len(durations))
     wall = ended_at - started_at
@@ -101,19 +106,18 @@ def summarise(
 
 def kept_steps(histories: Sequence[tuple[int, Sequence[StepRecord]]]) -> dict[int, StepRecord]:
     """Each step as its last attempt did it: what earlier attempts did beyond their successor's start is lost."""
-    return {record.step: record for _, history in histories for record in history}
-
-
-def _same_attempt(
-    step: int, histories: Sequence[tuple[int, Sequence[StepRecord]]], kept: dict[int, StepRecord]
-) -> bool:
-    return step - 1 in kept and any(kept[step] in history and kept[step - 1] in history for _, history in histories)
+    kept: dict[int, StepRecord] = {}
+    for _, history in histories:
+        if history:
+            kept = {step: record for step, record in kept.items() if step < history[0].step}
+            kept |= {record.step: record for record in history}
+    return kept
 
 
 def _restart(failure: FailureSeen, histories: Sequence[tuple[int, Sequence[StepRecord]]]) -> Restart:
-    before = [record for number, history in histories if number <= failure.attempt for record in history]
+    own = next((history for number, history in histories if number == failure.attempt), ())
     after = next((history for number, history in histories if number > failure.attempt and history), None)
-    lost = max((r.step for r in before), default=0) - (after[0].step - 1) if after else 0
+    lost = own[-1].step - (after[0].step - 1) if own and after else 0
     return Restart(
         failure=failure.failure,
         evidence=failure.evidence,

@@ -46,15 +46,22 @@ class JobFolder:
             JobBusy: somebody else holds it.
         """
         path = home / "jobs" / namespace / name
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / "lock").open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            lock.close()
-            raise JobBusy(f"job {namespace}/{name} is already looked after by process {holder}") from None
+        while True:
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = (path / "lock").open("a+")
+            except FileNotFoundError:  # forgotten in between
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                lock.close()
+                raise JobBusy(f"job {namespace}/{name} is already looked after by process {holder}") from None
+            if _is_at(lock, path / "lock"):
+                break
+            lock.close()  # its holder has forgotten the job since we opened it: this lock guards nothing
         lock.seek(0)
         lock.truncate()
         lock.write(str(os.getpid()))
@@ -146,3 +153,10 @@ class JobFolder:
 
     def _record_path(self, number: int) -> Path:
         return self.path / f"attempt-{number}.json"
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -11,9 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from steadfast_operator.shell.ports import ConflictError
 
 STATUS_SECONDS = 2.0
 """How long an agent may take to answer."""
+AGENT = (sys.executable, "-m", "steadfast_agent")
 
 
 @dataclass(eq=False)
@@ -45,6 +46,7 @@ class LocalWorker:
     status: AgentStatus | None = None
     deleted: bool = False
     kill_timer: asyncio.TimerHandle | None = None
+    reaped: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def gone(self) -> bool:
@@ -62,9 +64,11 @@ class LocalCluster:
         wake: asyncio.Event,
         environ: Mapping[str, str],
         on_event: Callable[[EmitEvent], None] = lambda event: None,
+        command: Sequence[str] = AGENT,
     ) -> None:
-        """Use the job in `folder`; `environ` is what workers inherit, object store included."""
+        """Use the job in `folder`; `environ` is what workers inherit, object store included; `command` is a worker."""
         self._folder, self._wake, self._environ, self._on_event = folder, wake, environ, on_event
+        self._command = command
         self.ranks_per_worker = 1
         self._workers: dict[str, LocalWorker] = {}
         self._http: aiohttp.ClientSession | None = None
@@ -150,10 +154,12 @@ class LocalCluster:
         )
 
     async def close(self) -> None:
-        """Kill what still runs."""
-        for local in self._workers.values():
-            if not local.gone:
-                local.process.kill()
+        """Kill what still runs, and return when it is gone."""
+        running = [local for local in self._workers.values() if not local.gone]
+        for local in running:
+            local.process.kill()
+        for local in running:
+            await local.reaped.wait()
         if self._http is not None:
             await self._http.close()
 
@@ -161,7 +167,7 @@ class LocalCluster:
         inherited = {**self._environ, "GLOO_SOCKET_IFNAME": "lo", "STEADFAST_DIE_WITH_PARENT": "1"}
         with log.open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "steadfast_agent"],
+                self._command,
                 env={**inherited, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -182,6 +188,7 @@ class LocalCluster:
         shutil.rmtree(cache_path(str(local.folder)), ignore_errors=True)
         if local.deleted:
             self._workers.pop(local.worker.name, None)
+        local.reaped.set()
         self._wake.set()
 
     async def _ask(self, local: LocalWorker) -> None:
@@ -194,6 +201,8 @@ class LocalCluster:
         with suppress(aiohttp.ClientError, TimeoutError, ValueError):
             async with self._http.get(f"http://{address}/status") as reply:
                 local.status = AgentStatus.from_json(await reply.text())
+            if local.gone:  # meanwhile: its end said more than this answer
+                return
             local.worker = replace(
                 local.worker,
                 ready=True,
