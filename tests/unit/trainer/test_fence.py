@@ -127,6 +127,12 @@ def test_a_run_whose_owner_is_dead_is_taken_over_after_watching(store, lease_of,
     assert sum(waits) >= fence_module.WATCH_SECONDS
 
 
+def test_the_beats_of_somebody_else_do_not_keep_a_run(store):
+    with_checkpoint(store)
+    beating(store, "older")
+    assert claim(store, owner="two").latest.owner == "two"
+
+
 def test_an_owner_that_has_only_just_claimed_is_not_taken_for_dead(store):
     """Its first beat comes some milliseconds after its claim."""
     claim(store)
