@@ -196,7 +196,7 @@ def test_a_rank_without_a_report_is_quoted(start):
     worker = start([("print", "".join(f"line {n}\n" for n in range(30))), ("raise", "boom")])
     worker.wait()
     message = worker.report.message
-    assert message.startswith("rank 0 exit code 1 without a report; its last lines:\n")
+    assert message.startswith("rank 0 left no report; its last lines:\n")
     assert message.endswith("ValueError: boom")
     assert "line 0\n" not in message
 

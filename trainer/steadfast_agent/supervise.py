@@ -16,7 +16,7 @@ from pathlib import Path
 
 from steadfast_agent.zygote import Zygote
 from steadfast_contract.env import RankEnv, WorkerEnv
-from steadfast_contract.exits import ExitCode, RankReport, describe_exit
+from steadfast_contract.exits import ExitCode, RankReport
 from steadfast_contract.folder import pulse_path, report_path
 
 LAST_LINES = 20
@@ -112,7 +112,7 @@ class Gang:
         assert ended.code is not None
         if (report := self._words_of(ended)) is not None:
             return report
-        message = f"rank {ended.rank} {describe_exit(ended.code)} without a report"
+        message = f"rank {ended.rank} left no report"
         if ended.lines:
             message += "; its last lines:\n" + "\n".join(ended.lines)
         return RankReport(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,10 @@ from steadfast_trainer.precision import precision_of
 
 class ConfigError(Exception):
     """The configuration cannot be trained; the message says what to change."""
+
+
+STATE_BYTES_PER_PARAMETER = 16
+"""Weight, gradient and AdamW's two moments, all fp32 and whole in every rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,24 @@ def rank_config(env: RankEnv) -> RankConfig:
         precision_of(training.recipe, device=device)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    _check_memory(training, device, ranks=env.local_world_size)
     return RankConfig(env=env, training=training, device=device)
+
+
+def _check_memory(training: TrainingConfig, device: torch.device, *, ranks: int) -> None:
+    """Refuse what cannot fit before the kernel's out-of-memory killer does, which explains nothing."""
+    if device.type == "cuda":
+        have, where = torch.cuda.get_device_properties(device).total_memory, "this GPU has"
+    else:
+        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks
+        where = f"each of this machine's {ranks} ranks has"
+    need = training.model.total_parameters * STATE_BYTES_PER_PARAMETER
+    if need > have:
+        raise ConfigError(
+            f"the model's {training.model.total_parameters / 1e9:.1f}B parameters need {need / 2**30:.0f} GiB in every "
+            f"rank ({STATE_BYTES_PER_PARAMETER} bytes each for weight, gradient and optimizer state) and {where} "
+            f"{have / 2**30:.0f} GiB: choose a smaller model; state is not sharded over ranks yet"
+        )
 
 
 def _device(name: str, *, local_rank: int) -> torch.device:

@@ -103,6 +103,11 @@ def training(**changes):
             {"STEADFAST_TRAINING": training(), "WORLD_SIZE": "3"}, "shared evenly by 3 ranks", id="too many ranks"
         ),
         pytest.param({"STEADFAST_TRAINING": training(recipe="fp4")}, "'fp4' is not one of", id="unknown recipe"),
+        pytest.param(
+            {"STEADFAST_TRAINING": training(model=PRESETS["dbrx"], global_batch_tokens=4096)},
+            "131.6B parameters need 1961 GiB in every rank",
+            id="a model that no machine can hold",
+        ),
         pytest.param({"STEADFAST_TRAINING": training(run="/tmp/a")}, "not an object store address", id="a local run"),
         pytest.param({"STEADFAST_TRAINING": training()}, "no credentials", id="no credentials"),
         pytest.param({"RANK": "zero"}, "RANK='zero' is not an integer", id="a rank that is no number"),
