@@ -16,3 +16,8 @@ def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedde
         store.ensure_bucket("corpora")
         store.ensure_bucket("runs")
         yield store
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--update-golden`: write golden files instead of comparing with them."""
+    parser.addoption("--update-golden", action="store_true", help="accept what golden files are compared with")
