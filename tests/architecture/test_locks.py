@@ -46,10 +46,7 @@ def test_a_lock_names_no_server(lock: str) -> None:
     assert "index-url" not in text
 
 
-STALE = pytest.mark.xfail(strict=True, reason="resolved before dev.lock constrained it: `make lock`, then remove this")
-
-
-@pytest.mark.parametrize("lock", ["cli.lock", pytest.param("operator.lock", marks=STALE), "trainer.lock"])
+@pytest.mark.parametrize("lock", ["cli.lock", "operator.lock", "trainer.lock"])
 def test_what_is_shipped_is_what_was_tested(lock: str) -> None:
     tested = versions("dev.lock")
     other = {name: (version, tested.get(name)) for name, version in versions(lock).items()}

@@ -44,7 +44,8 @@ class Worker:
             port=0,
             master_port=0,
         )
-        environ = os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | worker.to_mapping() | (env or {})
+        path = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+        environ = os.environ | {"PYTHONPATH": path} | worker.to_mapping() | (env or {})
         environ.pop("PYTHONUNBUFFERED", None)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -1,1 +1,0 @@
-"""The `TrainingJob` simulator: the real decide() against a simulated fleet and clock."""
