@@ -88,7 +88,8 @@ class Gang:
 
     def inject(self, *texts: str) -> asyncio.Task[None]:
         parsed = [parse_fault(text, job=A_JOB, steps=10) for text in texts]
-        return asyncio.create_task(inject(parsed, cast(LocalCluster, self), attempt=lambda: 1, on_fault=self._on_fault))
+        injecting = inject(parsed, cast(LocalCluster, self), attempt=lambda: 1, on_fault=self._on_fault)
+        return asyncio.create_task(asyncio.wait_for(injecting, timeout=5))
 
     def _on_fault(self, fault: Fault, at: float) -> None:
         assert at > 0

@@ -225,6 +225,7 @@ def test_the_exit_code_and_the_last_words_tell_of(
     loop(*ended)
     done = steadfast_run(tmp_path, "--report", str(tmp_path / "report.json"))
     assert done.exit_code == code, done.output
+    assert isinstance(done.exception, SystemExit | None)
     assert said in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["state"] in done.stdout
@@ -245,7 +246,7 @@ def test_a_run_that_crashes_lets_go_of_its_job(tmp_path: Path, home: Path, loop:
 )
 def test_ctrl_c(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, presses: int, said: str) -> None:
     async def run_job(cluster: LocalCluster, *_: object, **__: object) -> None:
-        for _ in range(presses):
+        for _press in range(presses):
             os.kill(os.getpid(), signal.SIGINT)
             async with asyncio.timeout(20):
                 while not (job := stored(home)).spec.suspend:  # noqa: ASYNC110
