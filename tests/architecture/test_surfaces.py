@@ -88,19 +88,18 @@ def conditions(_: Path) -> Iterator[str]:
 
 
 def cli(_: Path) -> Iterator[str]:
-    yield from commands(main, click.Context(main, info_name="steadfast"))
+    yield from commands(main, main.make_context("steadfast", [], resilient_parsing=True))
 
 
 def commands(command: click.Command, context: click.Context) -> Iterator[str]:
     yield context.command_path
     for parameter in command.get_params(context):
-        if "--help" not in parameter.opts:
-            yield f"{context.command_path} {spelling(parameter, context)}"
+        yield f"{context.command_path} {spelling(parameter, context)}"
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             child = command.get_command(context, name)
             assert child is not None
-            yield from commands(child, click.Context(child, info_name=name, parent=context))
+            yield from commands(child, child.make_context(name, [], parent=context, resilient_parsing=True))
 
 
 def spelling(parameter: click.Parameter, context: click.Context) -> str:
