@@ -50,7 +50,7 @@ def _steadfast(home: Path, *, environ: dict[str, str]) -> list[dict[str, Any]]:
     report = home / "report.json"
     faults = [f"--fault=kill rank 3 at step {SPACING * (number + 1)}" for number in range(KILLS)]
     steadfast("run", str(write_manifest(home, content)), f"--report={report}", *faults, environ=environ)
-    restarts: list[dict[str, Any]] = json.loads(report.read_text())["restarts"]
+    restarts: list[dict[str, Any]] = json.loads(report.read_text())["failures"]
     assert len(restarts) == KILLS
     return restarts
 

@@ -83,13 +83,13 @@ def summary_table(summary: Summary) -> Table:
     table.add_row("first loss", _number(summary.first_loss, 3))
     table.add_row("final loss (mean of last 10 steps)", _number(summary.final_loss, 3))
     table.add_row("tokens per second", _number(summary.tokens_per_second, 0))
-    table.add_row("restarts", str(len(summary.restarts)))
-    for number, restart in enumerate(summary.restarts, start=1):
-        table.add_row(f"  {number}. failure", restart.failure)
-        table.add_row("     detection, seconds", _number(restart.detection_seconds, 2))
-        table.add_row("     recovery to first new step, seconds", _number(restart.recovery_seconds, 2))
-        table.add_row("     lost steps", str(restart.lost_steps))
-    table.add_row("lost steps", str(sum(restart.lost_steps for restart in summary.restarts)))
+    table.add_row("restarts", str(summary.restarts))
+    for number, cost in enumerate(summary.failures, start=1):
+        table.add_row(f"  {number}. failure", cost.failure)
+        table.add_row("     detection, seconds", _number(cost.detection_seconds, 2))
+        table.add_row("     recovery to first new step, seconds", _number(cost.recovery_seconds, 2))
+        table.add_row("     lost steps", str(cost.lost_steps))
+    table.add_row("lost steps", str(sum(cost.lost_steps for cost in summary.failures)))
     table.add_row("wall seconds", _number(summary.wall_seconds, 1))
     table.add_row("ETTR (start-up included)", "-" if summary.ettr is None else f"{summary.ettr:.1%}")
     return table

@@ -33,7 +33,7 @@ from steadfast_operator.api.types import Condition, ConditionStatus, TrainingJob
 from steadfast_operator.api.validate import validate_manifest
 from steadfast_operator.core.actions import Decision, EmitEvent, EventType
 from steadfast_operator.core.observation import Limits, Observation
-from steadfast_operator.shell.job_folder import JobBusy, JobChanged, JobFolder
+from steadfast_operator.shell.job_folder import JobBusy, JobChanged, JobDamaged, JobFolder
 from steadfast_operator.shell.local import LocalCluster
 from steadfast_operator.shell.loop import run_job
 from steadfast_operator.shell.ports import SystemClock
@@ -75,7 +75,7 @@ def run(*, file: Path, faults: tuple[str, ...], report: Path | None) -> None:
                 code = asyncio.run(_Run(folder, stored, console, environ=environ).go(parsed, report=report))
         finally:
             folder.release()
-    except (JobBusy, JobChanged, EmbeddedStoreError) as error:
+    except (JobBusy, JobChanged, JobDamaged, EmbeddedStoreError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(code)
 

@@ -14,7 +14,7 @@ LAST_STEPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restart:
+class FailureCost:
     """One failure and what it cost. Times in seconds."""
 
     failure: str
@@ -39,7 +39,9 @@ class Summary:
     final_loss: float | None
     """Mean of the last ten steps."""
     tokens_per_second: float | None
-    restarts: tuple[Restart, ...]
+    restarts: int
+    """Failures that a later attempt recovered from."""
+    failures: tuple[FailureCost, ...]
     wall_seconds: float
     ettr: float | None
     """Time spent on steps that count, over wall time since the start, start-up included."""
@@ -91,6 +93,7 @@ def summarise(
     productive = sum(durations) + typical * (len(kept) - len(durations))
     wall = ended_at - started_at
     losses = [kept[step].loss for step in sorted(kept)]
+    costs = tuple(_cost(failure, histories) for failure in failures)
     return Summary(
         state=state,
         steps=steps,
@@ -98,7 +101,8 @@ def summarise(
         first_loss=losses[0] if losses else None,
         final_loss=statistics.fmean(losses[-LAST_STEPS:]) if losses else None,
         tokens_per_second=global_batch_tokens / typical if typical else None,
-        restarts=tuple(_restart(failure, histories) for failure in failures),
+        restarts=sum(cost.recovery_seconds is not None for cost in costs),
+        failures=costs,
         wall_seconds=wall,
         ettr=productive / wall if wall > 0 and kept else None,
     )
@@ -114,11 +118,11 @@ def kept_steps(histories: Sequence[tuple[int, Sequence[StepRecord]]]) -> dict[in
     return kept
 
 
-def _restart(failure: FailureSeen, histories: Sequence[tuple[int, Sequence[StepRecord]]]) -> Restart:
+def _cost(failure: FailureSeen, histories: Sequence[tuple[int, Sequence[StepRecord]]]) -> FailureCost:
     own = next((history for number, history in histories if number == failure.attempt), ())
     after = next((history for number, history in histories if number > failure.attempt and history), None)
     lost = own[-1].step - (after[0].step - 1) if own and after else 0
-    return Restart(
+    return FailureCost(
         failure=failure.failure,
         evidence=failure.evidence,
         detection_seconds=failure.decided_at - failure.happened_at,

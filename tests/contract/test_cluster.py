@@ -329,7 +329,9 @@ async def test_deleting_again_changes_nothing(place: Place) -> None:
     await place.cluster.delete_workers((named(0),), 60)
     seen = await place.cluster.list_workers()
     await place.cluster.delete_workers((named(0),), 60)
-    assert [w.terminating_since for w in await place.cluster.list_workers()] == [w.terminating_since for w in seen]
+    (before,) = seen
+    after = await place.cluster.list_workers()  # it may have ended by now
+    assert {w.terminating_since for w in after} <= {before.terminating_since}
     await place.until(lambda workers: not workers)
 
 

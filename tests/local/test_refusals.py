@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from local.conftest import LocalRun, nano, newest_checkpoint
+from steadfast_contract.checkpoints import LATEST, Latest
 from steadfast_trainer.checkpoint.store import ObjectStore
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(120)]
@@ -71,7 +72,11 @@ REFUSALS = [
 @pytest.mark.parametrize(("overrides", "failure_class", "words"), REFUSALS)
 @pytest.mark.usefixtures("strange_places")
 def test_a_job_that_cannot_train_fails_at_its_first_attempt(
-    local_run: MakeRun, overrides: dict[str, Any], failure_class: str, words: list[str]
+    local_run: MakeRun,
+    nano_corpus: Mapping[str, str],
+    overrides: dict[str, Any],
+    failure_class: str,
+    words: list[str],
 ) -> None:
     run = local_run(nano("refused", **{"spec.runName": f"refused-{failure_class}", **overrides}))
     assert run.finish() == 1, run.output
@@ -83,6 +88,9 @@ def test_a_job_that_cannot_train_fails_at_its_first_attempt(
     for word in words:
         assert word in status.last_failure.evidence
     assert "Failed: NotRetryable" in run.output
+    if failure_class == "DataError":  # the run was claimed before: the corrected job need not wait for its lease to die
+        latest = ObjectStore("s3://runs/refused-DataError", env=nano_corpus).get(LATEST)
+        assert Latest.from_json(latest).released
 
 
 def test_wrong_credentials_are_refused_and_never_printed(local_run: MakeRun, nano_corpus: Mapping[str, str]) -> None:

@@ -39,7 +39,7 @@ def test_ctrl_c_saves_and_suspends_and_the_same_command_resumes(
     status = run.job().status
     assert status.attempts[-1].resumed_from == saved.step
     assert status.restarts.total == 0  # neither the suspension nor the resumption is a failure
-    assert json.loads((run.home / "report.json").read_text())["restarts"] == []
+    assert json.loads((run.home / "report.json").read_text())["failures"] == []
     expected = tensors_of(*newest_checkpoint("s3://runs/default/straight", environ=nano_corpus))
     actual = tensors_of(*newest_checkpoint("s3://runs/default/interrupted", environ=nano_corpus))
     assert_same_tensors(actual, expected)

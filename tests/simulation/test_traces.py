@@ -51,7 +51,7 @@ async def test_a_single_worker_needs_no_address() -> None:
     assert trace.reasons == ["FirstStart", "StartingWorkers", "WaitingForWorkers", "Training", "Completed"]
 
 
-@pytest.mark.parametrize("kind", COUNTED)
+@pytest.mark.parametrize("kind", [kind for kind in COUNTED if kind != FailureClass.COLLECTIVE_ERROR])
 async def test_a_failure_is_followed_by_an_attempt_from_the_newest_checkpoint(kind: FailureClass) -> None:
     trace = clean(await run_to_rest(a_world(a_job(), Fault(kind=kind, after=7, node_rank=1))))
     assert trace.reasons == [*FIRST, *AGAIN, "Completed"]
@@ -63,6 +63,17 @@ async def test_a_failure_is_followed_by_an_attempt_from_the_newest_checkpoint(ki
         DeleteWorkers,
         EmitEvent,
     }
+
+
+async def test_a_lost_collective_waits_a_moment_for_a_better_cause() -> None:
+    fault = Fault(kind=FailureClass.COLLECTIVE_ERROR, after=7, node_rank=1)
+    trace = clean(await run_to_rest(a_world(a_job(), fault)))
+    status = trace.status
+    assert (status.state, status.restarts.by_class) == ("Succeeded", {FailureClass.COLLECTIVE_ERROR: 1})
+    assert status.attempts[0].ended is not None
+    assert status.last_failure is not None
+    waited = (status.attempts[0].ended - status.last_failure.at).total_seconds()
+    assert waited == Limits().victim_wait_seconds
 
 
 @pytest.mark.parametrize("kind", sorted(NOT_RETRYABLE))

@@ -12,7 +12,8 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from steadfast_trainer.checkpoint.layout import state_views
 from steadfast_trainer.checkpoint.save import Saver
 from steadfast_trainer.checkpoint.store import ObjectStore
 from steadfast_trainer.config import ConfigError, RankConfig
-from steadfast_trainer.data.streams import BatchLoader, TokenStream, open_stream
+from steadfast_trainer.data.streams import BatchLoader, DataError, TokenStream, open_stream
 from steadfast_trainer.model.router import routing_loss
 from steadfast_trainer.model.transformer import Transformer, next_token_loss
 from steadfast_trainer.optim import AdamW, learning_rate_at
@@ -61,14 +62,15 @@ def train(
 
     # 3. Data, model, optimizer.
     pulse.update(phase=Phase.RESTORING, updated_at=time.time())
-    stream = open_stream(
-        training.stream.remote,
-        tokenizer=training.tokenizer,
-        context_length=training.model.context_length,
-        vocabulary_size=training.model.vocabulary_size,
-        cache=cache_path(str(folder)),
-        env=environ,
-    )
+    with _rank_0_first(world, "data"), _letting_go_of(fence):
+        stream = open_stream(
+            training.stream.remote,
+            tokenizer=training.tokenizer,
+            context_length=training.model.context_length,
+            vocabulary_size=training.model.vocabulary_size,
+            cache=cache_path(str(folder)),
+            env=environ,
+        )
     precision = precision_of(training.recipe, device=config.device)
     with torch.device(config.device):
         model = Transformer(training.model, dtype=precision.expert_dtype, group_rows=precision.group_rows)
@@ -83,9 +85,11 @@ def train(
     if start.manifest is None:
         model.initialise(training.seed)
     else:
-        manifest = load.fetch_manifest(store, start.manifest)
-        load.refuse_foreign(manifest, run=store.uri, model=training.model, data=data)
-        load.restore(store, manifest, state=state, rank=env.rank)
+        with _rank_0_first(world, "manifest"), _letting_go_of(fence):
+            manifest = load.fetch_manifest(store, start.manifest)
+            load.refuse_foreign(manifest, run=store.uri, model=training.model, data=data)
+        with _letting_go_of(fence):
+            load.restore(store, manifest, state=state, rank=env.rank)
         optimizer.resume_at(manifest.step)
         first_step = manifest.step
         samples = _restored_samples(manifest, world)
@@ -175,6 +179,27 @@ def _claim_run(
     told = world.tell_all("start", f"{fence.latest.attempt} {fence.latest.manifest or ''}" if fence else None)
     attempt, _, manifest = told.partition(" ")
     return fence, _Start(int(attempt), manifest or None)
+
+
+@contextmanager
+def _rank_0_first(world: World, what: str) -> Iterator[None]:
+    """Let rank 0 try alone: what it refuses, nobody else need ask the store for, and one rank says why."""
+    if world.rank > 0:
+        world.tell_all(what, None)
+    yield
+    if world.rank == 0:
+        world.tell_all(what, "can be read")
+
+
+@contextmanager
+def _letting_go_of(fence: Fence | None) -> Iterator[None]:
+    """Release a run that cannot go on like this: the corrected job need not watch a dead lease first."""
+    try:
+        yield
+    except (DataError, load.CheckpointForeign, load.CheckpointUnreadable):
+        if fence is not None:
+            fence.release()
+        raise
 
 
 def _data_identity(training: TrainingConfig, stream: TokenStream) -> dict[str, object]:

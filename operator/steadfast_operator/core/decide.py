@@ -234,7 +234,7 @@ def _next_look(seen: Observation, status: TrainingJobStatus, reason: Reason) -> 
     times: list[datetime] = []
     if (deadline := _deadline(seen)) is not None:
         times.append(deadline)
-    if reason == Reason.TRAINING:
+    if reason == Reason.TRAINING and not any(w.ended for w in seen.members.values()):
         times.append(seen.now + timedelta(seconds=seen.limits.progress_seconds))
     elif reason == Reason.BACKING_OFF and status.restart_at is not None:
         times.append(status.restart_at)

@@ -73,8 +73,10 @@ def worker_vanished(seen: Observation) -> Failure | None:
 
 
 def peers_lost(seen: Observation) -> Failure | None:
-    """Workers ended because a collective failed; who broke it is not known."""
-    return _earliest(w for w in seen.members.values() if _class(w) == FailureClass.COLLECTIVE_ERROR)
+    """Workers ended because a collective failed, and nobody has said who broke it: victims may be heard first."""
+    victims = [w for w in seen.members.values() if _class(w) == FailureClass.COLLECTIVE_ERROR]
+    patience = timedelta(seconds=seen.limits.victim_wait_seconds)
+    return _earliest(w for w in victims if w.end and seen.now - w.end.at >= patience)
 
 
 def start_timed_out(seen: Observation) -> Failure | None:

@@ -92,6 +92,8 @@ class Limits:
     """A silent worker that has been terminating for longer is stuck; nothing waits for it."""
     stop_grace_seconds: int = 60
     """For saving before a stop."""
+    victim_wait_seconds: float = 1
+    """From a collective's failure in one worker to a verdict without a better cause."""
     finish_wait_seconds: float = 60
     """From the first worker that is done to the last."""
     poll_seconds: float = 0.5

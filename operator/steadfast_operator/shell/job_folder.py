@@ -31,6 +31,10 @@ class JobChanged(Exception):
     """The manifest changes what may never change."""
 
 
+class JobDamaged(Exception):
+    """The stored job cannot be read."""
+
+
 class JobFolder:
     """One job's files, held exclusively."""
 
@@ -101,11 +105,20 @@ class JobFolder:
         return self.write(stored.model_copy(update={"spec": wanted.spec, "metadata": metadata}))
 
     def read(self) -> TrainingJob | None:
-        """The job as stored; None when there is none."""
+        """The job as stored; None when there is none.
+
+        Raises:
+            JobDamaged: it cannot be read.
+        """
+        path = self.path / "job.json"
         try:
-            return TrainingJob.model_validate_json((self.path / "job.json").read_text())
+            return TrainingJob.model_validate_json(path.read_text())
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise JobDamaged(
+                f"{path} is damaged: forget the job with `steadfast delete`; its checkpoints stay"
+            ) from error
 
     def write(self, job: TrainingJob) -> TrainingJob:
         """Store the job whole or not at all."""

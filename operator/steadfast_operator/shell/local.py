@@ -80,7 +80,10 @@ class LocalCluster:
     async def list_workers(self) -> tuple[Worker, ...]:
         """All workers that were not deleted, or are not gone yet, with their agents' newest answers."""
         await asyncio.gather(*(self._ask(w) for w in self._workers.values() if not w.gone))
-        return tuple(w.worker for w in self._workers.values())
+        workers = tuple(w.worker for w in self._workers.values())
+        # A deleted worker is shown once more after its end: its last progress is in it.
+        self._workers = {name: w for name, w in self._workers.items() if not (w.deleted and w.gone)}
+        return workers
 
     async def fetch_record(self, number: int) -> AttemptRecord | None:
         """One attempt record."""
@@ -134,8 +137,8 @@ class LocalCluster:
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> None:
         """Store the status of the job as it was observed."""
         stored = self._folder.read()
-        if stored is None or stored.status != job.status:
-            raise ConflictError(f"the status of job {job.metadata.name} was changed by somebody else")
+        if stored is None or stored != job:
+            raise ConflictError(f"job {job.metadata.name} was changed by somebody else")
         self._folder.write(stored.model_copy(update={"status": status}))
 
     async def emit_event(self, job: TrainingJob, event: EmitEvent) -> None:
@@ -186,8 +189,6 @@ class LocalCluster:
         progress = read_pulse(pulse_path(str(local.folder), local_rank=0)) or local.worker.progress
         local.worker = replace(local.worker, phase=phase, end=end, progress=progress)
         shutil.rmtree(cache_path(str(local.folder)), ignore_errors=True)
-        if local.deleted:
-            self._workers.pop(local.worker.name, None)
         local.reaped.set()
         self._wake.set()
 

@@ -17,7 +17,7 @@ from steadfast_operator.core.observation import Limits, Observation
 from steadfast_operator.core.status import is_finished
 from steadfast_operator.shell.execute import execute
 from steadfast_operator.shell.observe import observe
-from steadfast_operator.shell.ports import Clock, Cluster
+from steadfast_operator.shell.ports import Clock, Cluster, ConflictError
 
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
@@ -51,6 +51,9 @@ async def run_job(
                 return
             decision = decide(seen)
             await execute(cluster, seen.job, decision)
+        except ConflictError:  # somebody changed the job while we looked at it: look again
+            await clock.wait(asyncio.Event(), limits.poll_seconds)
+            continue
         except Exception as error:  # one job's trouble, ours included, must not end the care for it
             last_error = _log_error(error, last_error)
             await clock.wait(asyncio.Event(), RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from steadfast_cli import display
 from steadfast_cli.display import PLAIN_SECONDS, Display, summary_table
-from steadfast_cli.summary import Restart, Summary
+from steadfast_cli.summary import FailureCost, Summary
 from steadfast_contract.heartbeat import Phase, Pulse
 
 
@@ -129,7 +129,7 @@ def test_every_pulse_can_be_shown(clock: Clock, pulse: Pulse | None, terminal: b
 def a_summary(**overrides: Any) -> Summary:
     defaults: dict[str, Any] = {
         "state": "Succeeded", "steps": 200, "first_step_at": 5.0, "first_loss": 8.3, "final_loss": 5.25,
-        "tokens_per_second": 1234.5, "restarts": (), "wall_seconds": 61.25, "ettr": 0.8765,
+        "tokens_per_second": 1234.5, "restarts": 0, "failures": (), "wall_seconds": 61.25, "ettr": 0.8765,
     }  # fmt: skip
     return Summary(**defaults | overrides)
 
@@ -155,11 +155,11 @@ def test_the_closing_table_of_an_undisturbed_run() -> None:
 
 
 def test_the_closing_table_tells_what_each_failure_cost() -> None:
-    first = Restart(failure="AgentLost", evidence="", detection_seconds=0.016, recovery_seconds=3.0, lost_steps=4)
-    second = Restart(failure="Hang", evidence="", detection_seconds=1.0, recovery_seconds=None, lost_steps=3)
-    shown = rows(a_summary(restarts=(first, second)))
+    first = FailureCost(failure="AgentLost", evidence="", detection_seconds=0.016, recovery_seconds=3.0, lost_steps=4)
+    second = FailureCost(failure="Hang", evidence="", detection_seconds=1.0, recovery_seconds=None, lost_steps=3)
+    shown = rows(a_summary(restarts=1, failures=(first, second)))
     assert shown[5:15] == [
-        ["restarts", "2"],
+        ["restarts", "1"],
         ["1. failure", "AgentLost"],
         ["detection, seconds", "0.02"],
         ["recovery to first new step, seconds", "3.00"],

@@ -37,7 +37,7 @@ def summary(histories: Histories, *failures: FailureSeen, **overrides: Any) -> S
 
 def test_an_undisturbed_run() -> None:
     seen = summary([(1, steps(1, 20, at=30, seconds=2.0))])
-    assert seen.restarts == ()
+    assert seen.failures == ()
     assert (seen.first_step_at, seen.first_loss) == (30, 99)
     assert seen.final_loss == pytest.approx(sum(range(80, 90)) / 10)
     assert seen.tokens_per_second == 256
@@ -55,7 +55,7 @@ def test_steps_that_were_done_twice_count_once() -> None:
     histories = [(1, steps(1, 10, at=10)), (2, steps(6, 20, at=50))]
     seen = summary(histories, failure(1))
     assert seen.ettr == pytest.approx(20 / 100)
-    assert seen.restarts[0].lost_steps == 5
+    assert seen.failures[0].lost_steps == 5
 
 
 def test_a_slow_step_does_not_change_the_speed() -> None:
@@ -85,14 +85,14 @@ def test_a_slow_step_does_not_change_the_speed() -> None:
 )  # fmt: skip
 def test_lost_steps_are(histories: Histories, failures: list[int], lost: list[int]) -> None:
     seen = summary(histories, *(failure(attempt) for attempt in failures))
-    assert [restart.lost_steps for restart in seen.restarts] == lost
+    assert [restart.lost_steps for restart in seen.failures] == lost
 
 
 def test_lost_steps_are_all_that_was_done_twice() -> None:
     histories = [(1, steps(1, 40, at=1)), (2, []), (3, steps(31, 35, at=60)), (4, steps(21, 50, at=80))]
     seen = summary(histories, failure(1), failure(2), failure(3))
     done = sum(len(history) for _, history in histories)
-    assert sum(restart.lost_steps for restart in seen.restarts) == done - len(kept_steps(histories))
+    assert sum(restart.lost_steps for restart in seen.failures) == done - len(kept_steps(histories))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_lost_steps_are_all_that_was_done_twice() -> None:
     ],
 )
 def test_recovery_takes(histories: Histories, recovery: float | None) -> None:
-    (restart,) = summary(histories, failure(1, happened_at=50, decided_at=50.25)).restarts
+    (restart,) = summary(histories, failure(1, happened_at=50, decided_at=50.25)).failures
     assert (restart.detection_seconds, restart.recovery_seconds) == (0.25, recovery)
     assert (restart.failure, restart.evidence) == ("AgentLost", "killed")
 
@@ -137,7 +137,7 @@ def test_a_run_of_one_step_has_no_speed() -> None:
 def test_the_report_is_json_with_every_figure() -> None:
     data = json.loads(summary([(1, steps(1, 8, at=1)), (2, steps(7, 9, at=60))], failure(1)).to_json())
     assert data.keys() == Summary.__dataclass_fields__.keys()
-    assert data["restarts"][0]["lost_steps"] == 2
+    assert data["failures"][0]["lost_steps"] == 2
 
 
 @pytest.mark.parametrize(

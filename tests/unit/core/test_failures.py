@@ -156,6 +156,9 @@ def done(seen: Observation, node_rank: int, seconds: float) -> Observation:
             ended(LOST, node_rank=0, at=3),
             id="peers lost each other",
         ),
+        pytest.param(
+            failed(a_gang(), 1, LOST, at=ago(0.9)), None, id="a victim is heard before the one that broke the collective"
+        ),
         # start_timed_out
         pytest.param(
             silent(1, 60),

@@ -16,7 +16,7 @@ from builders import a_job
 from core_builders import a_record
 from steadfast_operator.api.types import TrainingJobStatus
 from steadfast_operator.core.observation import AttemptRecord
-from steadfast_operator.shell.job_folder import JobBusy, JobChanged, JobFolder
+from steadfast_operator.shell.job_folder import JobBusy, JobChanged, JobDamaged, JobFolder
 
 HOLD_ELSEWHERE = """
 import sys
@@ -211,3 +211,11 @@ def test_a_forgotten_job_leaves_nothing(folder: JobFolder, prepare: Callable[[Jo
     prepare(folder)
     folder.forget()
     assert not folder.path.exists()
+
+
+def test_a_damaged_job_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    folder = JobFolder.hold(tmp_path, namespace="default", name="moe")
+    (folder.path / "job.json").write_text('{"kind": "Train')
+    with pytest.raises(JobDamaged, match=r"job\.json is damaged: forget the job with `steadfast delete`"):
+        folder.read()
+    folder.release()
