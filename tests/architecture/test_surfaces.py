@@ -93,7 +93,7 @@ def cli(_: Path) -> Iterator[str]:
 
 def commands(command: click.Command, context: click.Context) -> Iterator[str]:
     yield context.command_path
-    for parameter in command.get_params(context):
+    for parameter in command.params:  # every command has --help, too
         yield f"{context.command_path} {spelling(parameter, context)}"
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
