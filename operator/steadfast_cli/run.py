@@ -13,14 +13,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from steadfast_cli.display import Display, summary_table
-from steadfast_cli.embedded_store import EmbeddedStoreError, acquire
+from steadfast_cli.embedded_store import EmbeddedStore, EmbeddedStoreError, acquire
 from steadfast_cli.faults import GRAMMAR, Fault, inject, parse_fault
 from steadfast_cli.home import default_home
 from steadfast_cli.summary import FailureSeen, Summary, read_history, summarise
@@ -40,6 +40,7 @@ from steadfast_operator.shell.ports import SystemClock
 
 # One machine, one job: looking often costs nothing and shows progress at once.
 LIMITS = Limits(poll_seconds=0.05, progress_seconds=0.25, stop_grace_seconds=120)
+STORE_CHECK_SECONDS = 5.0
 FAILED, INTERRUPTED = 1, 130
 _STORE_NAMES = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID")
 
@@ -71,8 +72,10 @@ def run(*, file: Path, faults: tuple[str, ...], report: Path | None) -> None:
             stored = _apply(folder, job, console)
             if stored is None:
                 return
-            with _object_store(job, home=home) as environ:
-                code = asyncio.run(_Run(folder, stored, console, environ=environ).go(parsed, report=report))
+            with _object_store(job, home=home) as (environ, store):
+                code = asyncio.run(
+                    _Run(folder, stored, console, environ=environ, store=store).go(parsed, report=report)
+                )
         finally:
             folder.release()
     except (JobBusy, JobChanged, JobDamaged, EmbeddedStoreError) as error:
@@ -118,15 +121,15 @@ def condition(job: TrainingJob, type_: ConditionType) -> Condition | None:
 
 
 @contextmanager
-def _object_store(job: TrainingJob, *, home: Path) -> Iterator[Mapping[str, str]]:
-    """The workers' environment, with the embedded store's address and keys where nothing else is named."""
+def _object_store(job: TrainingJob, *, home: Path) -> Iterator[tuple[Mapping[str, str], EmbeddedStore | None]]:
+    """The workers' environment; where nothing else is named, the embedded store, with its address and keys."""
     if job.spec.object_store.endpoint is not None or any(name in os.environ for name in _STORE_NAMES):
-        yield dict(os.environ)
+        yield dict(os.environ), None
         return
     store = acquire(home)
     try:
         store.ensure_bucket(job.spec.checkpoint.destination.split("/")[2])
-        yield {**os.environ, **store.environment}
+        yield {**os.environ, **store.environment}, store
     finally:
         store.release()
 
@@ -134,8 +137,16 @@ def _object_store(job: TrainingJob, *, home: Path) -> Iterator[Mapping[str, str]
 class _Run:
     """One call of `steadfast run`."""
 
-    def __init__(self, folder: JobFolder, job: TrainingJob, console: Console, *, environ: Mapping[str, str]) -> None:
-        self._folder, self._job, self._console = folder, job, console
+    def __init__(
+        self,
+        folder: JobFolder,
+        job: TrainingJob,
+        console: Console,
+        *,
+        environ: Mapping[str, str],
+        store: EmbeddedStore | None,
+    ) -> None:
+        self._folder, self._job, self._console, self._store = folder, job, console, store
         self._wake = asyncio.Event()
         self._cluster = LocalCluster(folder, wake=self._wake, environ=environ, on_event=self._on_event)
         self._display = Display(console, job=job.metadata.name, steps=total_steps(job.spec.train))
@@ -153,9 +164,10 @@ class _Run:
         assert me is not None
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_interrupt, me)
-        injecting = asyncio.create_task(
-            inject(faults, self._cluster, attempt=lambda: self._attempt, on_fault=self._on_fault)
-        )
+        beside = [
+            asyncio.create_task(inject(faults, self._cluster, attempt=lambda: self._attempt, on_fault=self._on_fault)),
+            asyncio.create_task(self._keep_store()),
+        ]
         try:
             with self._display:
                 self._display.say(f"Run {self._job.run_uri}, workers' logs in {self._folder.path / 'workers'}")
@@ -171,11 +183,20 @@ class _Run:
             self._console.print("Stopped without saving; the same command goes on from the newest checkpoint.")
             return INTERRUPTED
         finally:
-            injecting.cancel()
-            with suppress(asyncio.CancelledError):
-                await injecting
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await self._cluster.close()
         return self._close(started_at=started_at, report=report)
+
+    async def _keep_store(self) -> None:
+        """Start the embedded store again whenever it is gone; uploads wait for it meanwhile."""
+        while self._store is not None:
+            await asyncio.sleep(STORE_CHECK_SECONDS)
+            try:
+                await asyncio.to_thread(self._store.ensure_running)
+            except EmbeddedStoreError as error:
+                self._display.say(f"The local object store is gone: {error}", style="yellow")
 
     def _close(self, *, started_at: float, report: Path | None) -> int:
         job = self._folder.read() or self._job

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Mapping
 
@@ -97,6 +99,25 @@ def test_two_runs_at_once_do_not_collide(local_run: MakeRun) -> None:
     for run in runs:
         run.start()
     assert [run.wait() for run in runs] == [0, 0], runs[0].output + runs[1].output
+
+
+def test_the_embedded_store_is_started_again_when_it_dies_during_a_run(local_run: MakeRun) -> None:
+    run = local_run(nano("alone", **{"spec.train.steps": 600}), environ={})
+    prepare = [
+        "data", "prepare", "python-stdlib", "--out=s3://corpora/nano", "--tokenizer=train:512",
+        "--sequence-length=32", "--max-tokens=100000",
+    ]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "steadfast_cli", *prepare], env=run.environ, check=True, capture_output=True)
+    run.start()
+    run.wait_for_steps(5)
+    endpoint = json.loads((run.home / "store" / "endpoint.json").read_text())
+    for pid in (endpoint["supervisor"], endpoint["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    assert run.wait() == 0, run.output
+    status = run.job().status
+    assert status.restarts.total == 0
+    assert status.checkpoint is not None
+    assert status.checkpoint.step == 600
 
 
 def test_an_agent_answers_probes_and_metrics_while_it_trains(local_run: MakeRun) -> None:

@@ -70,13 +70,14 @@ class Fence:
                 continue  # It moved while we looked: an older gang has published, or somebody else has claimed.
             return cls(store, claimed, tag=tag, job=job)
 
-    def publish(self, *, step: int, manifest: str) -> None:
+    def publish(self, *, step: int, manifest: str, deadline_seconds: float | None = None) -> None:
         """Make a checkpoint the newest.
 
         Raises:
             Fenced: the run is no longer ours.
         """
-        self._move(replace(self.latest, step=step, manifest=manifest, nonce=secrets.token_hex(8)))
+        newest = replace(self.latest, step=step, manifest=manifest, nonce=secrets.token_hex(8))
+        self._move(newest, deadline_seconds=deadline_seconds)
 
     def release(self) -> None:
         """Say that this owner has stopped for good, so that another job need not wait.
@@ -100,11 +101,11 @@ class Fence:
             self.latest, self._tag = now, tag
         self._in_doubt = None
 
-    def _move(self, to: Latest) -> None:
+    def _move(self, to: Latest, *, deadline_seconds: float | None = None) -> None:
         self.settle()
         self._in_doubt = to
         try:
-            self._tag = self._store.replace(LATEST, to.to_json(), etag=self._tag)
+            self._tag = self._store.replace(LATEST, to.to_json(), etag=self._tag, deadline_seconds=deadline_seconds)
         except PreconditionFailed as error:
             self._in_doubt = None
             now, _ = _fetch_latest(self._store)

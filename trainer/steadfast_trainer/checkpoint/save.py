@@ -164,7 +164,7 @@ class Saver:
         )
         key = manifest_key(step=snapshot.step, attempt=self._attempt)
         self._store.create(key, manifest.to_json(), deadline_seconds=UPLOAD_SECONDS)
-        fence.publish(step=snapshot.step, manifest=key)
+        fence.publish(step=snapshot.step, manifest=key, deadline_seconds=UPLOAD_SECONDS)
         self.committed = snapshot.step
 
     def _receipt(self, step: int, rank: int) -> dict[str, Any]:
