@@ -60,7 +60,16 @@ bench-startup: install ## `steadfast run` to the first step
 bench-restart: install ## A rank killed to the next step, beside torchrun with the same trainer
 	$(BIN)/python -m bench.restart
 
+cluster-up: install ## A real Kubernetes of three nodes on this machine (root; 15 minutes the first time)
+	@PYTHONPATH=tests $(BIN)/python -m testbed up
+
+cluster-down: install ## End and delete it; what was built stays cached
+	@PYTHONPATH=tests $(BIN)/python -m testbed down
+
+cluster-status: install ## What of it runs, what it takes, where it is
+	@PYTHONPATH=tests $(BIN)/python -m testbed status
+
 clean: ## Delete .venv, the demo's data and caches
 	rm -rf .venv .demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo check test format generate golden lock bench-startup bench-restart clean
+.PHONY: help install demo check test format generate golden lock bench-startup bench-restart cluster-up cluster-down cluster-status clean
