@@ -157,7 +157,7 @@ def done(seen: Observation, node_rank: int, seconds: float) -> Observation:
             id="peers lost each other",
         ),
         pytest.param(
-            failed(a_gang(), 1, LOST, at=ago(0.9)), None, id="a victim is heard before the one that broke the collective"
+            failed(a_gang(), 1, LOST, at=ago(0.9)), None, id="a victim is heard before whoever broke the collective"
         ),
         # start_timed_out
         pytest.param(
