@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from testbed import cluster, nodes
+from testbed import cluster, images, nodes
 from testbed.paths import KUBECONFIG, NODES, BedError
 
 _STARTED = time.monotonic()
@@ -42,6 +42,10 @@ def _status(_: argparse.Namespace) -> None:
         print(f"{name:32} {state:10} {detail}")
 
 
+def _image(options: argparse.Namespace) -> None:
+    print(cluster.add_image(options.name, say))
+
+
 def _fault(options: argparse.Namespace) -> None:
     match options.fault:
         case "partition":
@@ -67,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         ("status", _status, "what runs, what it takes, where it is"),
     ):
         commands.add_parser(name, help=text).set_defaults(action=action)
+    image = commands.add_parser("image", help="build an image as the tree is now, give it to the nodes, print its name")
+    image.add_argument("name", choices=sorted(images.TARGETS))
+    image.set_defaults(action=_image)
     fault = commands.add_parser("fault", help="do something to a node")
     fault.add_argument(
         "fault",

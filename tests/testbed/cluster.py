@@ -5,12 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from testbed import containers, control, network, nodes, programs
+from testbed import containers, control, disk, images, network, nodes, programs, services
 from testbed.paths import CACHE, KUBECONFIG, NODES, STATE, BedError
 from testbed.processes import (
     CGROUP,
@@ -23,7 +22,6 @@ from testbed.processes import (
     stop,
 )
 
-DISK_LIMIT_GB = 25.0
 _NETWORK_MADE = STATE / "network-made"
 
 
@@ -31,35 +29,63 @@ def up(say: Callable[[str], None]) -> bool:
     """Make it run and ready; False: it did already.
 
     Raises:
-        BedError: not root, a part does not start, or the bed is larger than its limit.
+        BedError: not root, a part does not start, or the bed takes more disk than its limit.
     """
     _require_root()
     with _alone():
         if is_up():
             return False
-        programs.install_packages(say)
-        if not _NETWORK_MADE.exists():
-            _clear()  # what a crash left
-        programs.ensure(say)
-        make_cgroup(f"{CGROUP}/system")
-        containers.add_pause_image()
-        started = time.monotonic()
-        if not _NETWORK_MADE.exists():
-            network.create()
-            _NETWORK_MADE.touch()
-        control.up()
-        say(f"The control plane is ready after {time.monotonic() - started:.1f} s")
-        nodes.up()
-        say(f"{len(NODES)} nodes are Ready after {time.monotonic() - started:.1f} s")
-        _check_disk()
+        with disk.watched() as peak:
+            _prepare(say)
+            _start(say)
+        say(f"Disk: {peak.gb:.1f} GB at most; the cache is {disk.used_gb(CACHE):.1f} GB in {CACHE}")
         return True
+
+
+def _prepare(say: Callable[[str], None]) -> None:
+    """All that the cache keeps: minutes the first time, a second later."""
+    programs.install_packages(say)
+    if not _NETWORK_MADE.exists():
+        _clear()  # what a crash left
+    programs.ensure(say)
+    make_cgroup(f"{CGROUP}/system")
+    with containers.golden_containerd():
+        containers.add_pause_image()
+        images.add_base(say)
+        if not _NETWORK_MADE.exists():  # running nodes get images by `add_image`
+            for name in images.TARGETS:
+                images.build(name, say)
+
+
+def _start(say: Callable[[str], None]) -> None:
+    started = time.monotonic()
+    if not _NETWORK_MADE.exists():
+        network.create()
+        _NETWORK_MADE.touch()
+    for namespace in _cables():
+        network.set_link(namespace, "up")
+    control.up()
+    say(f"The control plane is ready after {time.monotonic() - started:.1f} s")
+    nodes.up()
+    say(f"{len(NODES)} nodes are Ready after {time.monotonic() - started:.1f} s")
+    services.up()
+    say(f"The object store and Prometheus are ready after {time.monotonic() - started:.1f} s")
+
+
+def add_image(name: str, say: Callable[[str], None]) -> str:
+    """Build it as the tree is now and give it to the nodes, running or not; returns its name for manifests."""
+    _require_root()
+    with _alone():
+        make_cgroup(f"{CGROUP}/system")
+        with disk.watched(), containers.golden_containerd():
+            return images.build(name, say)
 
 
 def is_up() -> bool:
     """Every process runs, every cable is plugged in, every node is Ready."""
-    names = [*control.COMPONENTS, *(f"{node}-{part}" for node in NODES for part in nodes.PARTS)]
+    names = [*control.COMPONENTS, *services.NAMES, *(f"{node}-{part}" for node in NODES for part in nodes.PARTS)]
     processes = [recorded(name) for name in names]
-    if not all(process and process.runs for process in processes) or not all(map(network.link_is_up, NODES)):
+    if not all(process and process.runs for process in processes) or not all(map(network.link_is_up, _cables())):
         return False
     return control.api_is_ready() and all(map(nodes.is_ready, NODES))
 
@@ -69,7 +95,7 @@ def down(say: Callable[[str], None]) -> None:
     _require_root()
     with _alone():
         killed = _clear()
-    say(f"Ended {killed} processes; kept {disk_used_gb(CACHE):.1f} GB in {CACHE}")
+    say(f"Ended {killed} processes; kept {disk.used_gb(CACHE):.1f} GB in {CACHE}")
 
 
 def _clear() -> int:
@@ -77,6 +103,7 @@ def _clear() -> int:
     killed = kill_cgroup(CGROUP)
     for process in all_recorded():
         stop(process.name)
+    services.stop_store()  # and the sockets it leaves elsewhere
     network.delete()
     remove_cgroup(CGROUP)
     shutil.rmtree(STATE, ignore_errors=True)
@@ -91,27 +118,18 @@ def rows() -> list[tuple[str, str, str]]:
     api = control.api_is_ready() if KUBECONFIG.exists() else False
     for node in NODES:
         if not api:
-            table.append((node, "unknown", "no API server"))
+            table.append((node, "unknown", "no API server answers"))
             continue
-        cable = "" if network.link_is_up(node) else ", cable pulled"
+        cable = "" if network.link_is_up(network.namespace_of(node)) else ", cable pulled"
         table.append((node, "Ready" if nodes.is_ready(node) else "NotReady", f"{nodes.gpus_of(node)} GPUs{cable}"))
-    table.append(("disk: running", f"{disk_used_gb(STATE):.1f} GB", str(STATE)))
-    table.append(("disk: cache", f"{disk_used_gb(CACHE):.1f} GB", str(CACHE)))
+    table.append(("disk: running", f"{disk.used_gb(STATE):.1f} GB", str(STATE)))
+    table.append(("disk: cache", f"{disk.used_gb(CACHE):.1f} GB", str(CACHE)))
     table.append(("STEADFAST_KUBECONFIG", "", str(KUBECONFIG) if KUBECONFIG.exists() else "none"))
     return table
 
 
-def disk_used_gb(*folders: object) -> float:
-    """What `du` counts: a file with several names once per call."""
-    command = ["du", "-sxk", "--total", *(str(folder) for folder in folders)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(result.stdout.split()[-2]) * 1024 / 1e9 if result.stdout else 0.0
-
-
-def _check_disk() -> None:
-    used = disk_used_gb(STATE, CACHE)
-    if used > DISK_LIMIT_GB:
-        raise BedError(f"the test bed takes {used:.1f} GB, more than its {DISK_LIMIT_GB:.0f}: delete {CACHE}")
+def _cables() -> list[str]:
+    return [namespace for namespace in network.namespaces() if namespace != network.FABRIC]
 
 
 def _require_root() -> None:

@@ -46,15 +46,19 @@ def import_image(image: oci.Image) -> None:
     Raises:
         BedError: nodes are running and the image is large: start them anew.
     """
-    running = [node for node in NODES if (kept := recorded(f"{node}-containerd")) and kept.runs]
-    missing = {node: _missing(image, node_folder(node)) for node in running}
     with golden_containerd():
         _import(image, GOLDEN)
         _drop_layer_files(image, GOLDEN)
-    for node in running:
-        if sum(layer.size for layer in missing[node]) > _LARGE:
+    for folder in running_folders():
+        if sum(layer.size for layer in _missing(image, folder)) > _LARGE:
             raise BedError(f"{image.name} is in the golden store; running nodes get it by cluster-down, cluster-up")
-        _import(image, node_folder(node))
+        _import(image, folder)
+        _drop_layer_files(image, folder)
+
+
+def running_folders() -> list[Path]:
+    """Folders of the nodes whose containerd runs."""
+    return [node_folder(node) for node in NODES if (kept := recorded(f"{node}-containerd")) and kept.runs]
 
 
 def add_pause_image() -> None:
@@ -70,7 +74,10 @@ def add_pause_image() -> None:
 
 @contextmanager
 def golden_containerd() -> Iterator[None]:
-    """The template's containerd, running for as long as something is put into it."""
+    """The template's containerd, running for as long as something is put into it; may be nested."""
+    if (outer := recorded("golden-containerd")) and outer.runs:
+        yield
+        return
     GOLDEN.mkdir(parents=True, exist_ok=True)
     config = write_containerd_config(GOLDEN, root=GOLDEN / "containerd")
     process = start("golden-containerd", ["containerd", f"--config={config}"], namespace=None)

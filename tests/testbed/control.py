@@ -37,7 +37,8 @@ def api_is_ready() -> bool:
 
 def kubectl(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Our kubectl with the bed's kubeconfig; look at the return code yourself."""
-    command = [str(BIN / "kubectl"), f"--kubeconfig={KUBECONFIG}", "--request-timeout=20s", *arguments]
+    patience = [] if "wait" in arguments else ["--request-timeout=20s"]
+    command = [str(BIN / "kubectl"), f"--kubeconfig={KUBECONFIG}", *patience, *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
 

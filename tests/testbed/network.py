@@ -65,15 +65,14 @@ def delete() -> None:
         _run("ip", "link", "delete", HOST_LINK)
 
 
-def set_link(node: str, state: str) -> None:
-    """Pull (`down`) or plug in (`up`) a node's cable, at the switch."""
-    _run("ip", "-n", FABRIC, "link", "set", namespace_of(node), state)
+def set_link(namespace: str, state: str) -> None:
+    """Pull (`down`) or plug in (`up`) the cable of a node, of the store, at the switch."""
+    _run("ip", "-n", FABRIC, "link", "set", namespace, state)
 
 
-def link_is_up(node: str) -> bool:
-    result = subprocess.run(
-        ["ip", "-n", FABRIC, "-o", "link", "show", namespace_of(node)], capture_output=True, text=True, check=False
-    )
+def link_is_up(namespace: str) -> bool:
+    command = ["ip", "-n", FABRIC, "-o", "link", "show", namespace]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     return ",UP" in result.stdout
 
 

@@ -95,11 +95,11 @@ def gpus_of(node: str) -> int | None:
 
 def partition(node: str) -> None:
     """Pull its cable: everything on it goes on running, nobody hears of it."""
-    network.set_link(node, "down")
+    network.set_link(network.namespace_of(node), "down")
 
 
 def heal(node: str) -> None:
-    network.set_link(node, "up")
+    network.set_link(network.namespace_of(node), "up")
 
 
 def stop_kubelet(node: str) -> None:
