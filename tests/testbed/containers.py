@@ -96,7 +96,11 @@ def images(folder: Path) -> list[str]:
 
 
 def remove_image(name: str, folder: Path) -> None:
-    _ctr(folder, "images", "remove", "--sync", name)
+    """Under this name and those that containerd gave it: any one of them would keep it."""
+    lines = _ctr(folder, "images", "list").stdout.decode().splitlines()
+    digests = {line.split()[0]: line.split()[2] for line in lines[1:]}
+    same = [each for each, digest in digests.items() if digest == digests.get(name)]
+    _ctr(folder, "images", "remove", "--sync", *same)
 
 
 def _import(image: oci.Image, folder: Path) -> None:
@@ -127,6 +131,9 @@ def _drop_layer_files(image: oci.Image, folder: Path) -> None:
     """Unpacked, a layer's tar file is a second copy that nobody reads again."""
     for layer in image.layers:
         _ctr(folder, "content", "remove", layer.digest)
+    # Files go with the next garbage collection, which the end of a lease can be told to wait for.
+    lease = _ctr(folder, "leases", "create").stdout.decode().strip()
+    _ctr(folder, "leases", "delete", "--sync", lease)
 
 
 def _ctr_command(folder: Path) -> list[str]:

@@ -37,11 +37,14 @@ def build(name: str, say: Callable[[str], None]) -> str:
         dockerfile = ROOT / "images" / f"{name}.Dockerfile"
         for part in _CONTEXT:
             shutil.copytree(ROOT / part, context / part, ignore=shutil.ignore_patterns("__pycache__"))
-        reference = f"testbed.local/steadfast-{name}:{_content_key(dockerfile, context)}"
+        libraries = _key((_find(BASE) or {})["id"], dockerfile, context / "requirements")
+        code = _key(libraries, *(context / part for part in _CONTEXT))
+        reference = f"testbed.local/steadfast-{name}:{libraries}-{code}"
         if _find(reference) is None:
+            _forget(name, but=f"{libraries}-")  # before the new layers need the room
             _build(reference, dockerfile=dockerfile, context=context, target=TARGETS[name], say=say)
     _import(reference, say)
-    _forget_others(reference)
+    _forget(name, but=f"{libraries}-{code}")
     return reference
 
 
@@ -53,6 +56,7 @@ def add_base(say: Callable[[str], None]) -> None:
 def _build(reference: str, *, dockerfile: Path, context: Path, target: str | None, say: Callable[[str], None]) -> None:
     started = time.monotonic()
     say(f"Building {reference}")
+    _buildah("rm", "--all")  # what a killed build left, gigabytes perhaps
     options = ["--layers", "--pull-never", f"--file={dockerfile}", f"--tag={reference}"]
     _buildah("bud", *options, *([f"--target={target}"] if target else []), str(context))
     say(f"Built {reference} in {time.monotonic() - started:.0f} s")
@@ -70,15 +74,16 @@ def _import(reference: str, say: Callable[[str], None]) -> None:
     say(f"Imported {reference}, {size:.2f} GB, in {time.monotonic() - started:.1f} s")
 
 
-def _forget_others(reference: str) -> None:
-    """Earlier contents under the same name; a layer that only they have goes with them."""
-    name = reference.rpartition(":")[0]
-    names = {each for image in _images() for each in image.get("names") or []}
-    for each in sorted(each for each in names - {reference} if each.startswith(f"{name}:")):
-        _buildah("rmi", "--force", each)
+def _forget(name: str, *, but: str) -> None:
+    """Images of that name whose tag does not begin so; a layer that only they have goes with them."""
+    repository = f"testbed.local/steadfast-{name}:"
+    known = {each for image in _images() for each in image.get("names") or []}
+    for each in sorted(known):
+        if each.startswith(repository) and not each.startswith(repository + but):
+            _buildah("rmi", "--force", each)
     with containers.golden_containerd():
         for each in containers.images(containers.GOLDEN):
-            if each.startswith(f"{name}:") and each != reference:
+            if each.startswith(repository) and not each.startswith(repository + but):
                 containers.remove_image(each, containers.GOLDEN)
 
 
@@ -161,9 +166,13 @@ def _buildah(*arguments: str) -> str:
     return result.stdout
 
 
-def _content_key(dockerfile: Path, context: Path) -> str:
-    base = _find(BASE)
-    digest = hashlib.sha256((base or {})["id"].encode() + dockerfile.read_bytes())
-    for path in sorted(path for path in context.rglob("*") if path.is_file()):
-        digest.update(str(path.relative_to(context)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
+def _key(*parts: Any) -> str:
+    """A short hash of files and of what else an image is made of."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if not isinstance(part, Path):
+            digest.update(json.dumps(part, sort_keys=True).encode())
+            continue
+        for path in sorted(path for path in [part, *part.rglob("*")] if path.is_file()):
+            digest.update(str(path.relative_to(part)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:10]

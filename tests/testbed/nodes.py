@@ -120,7 +120,7 @@ def crash(node: str) -> None:
 
 
 def set_gpu_health(node: str, gpu: int, *, healthy: bool) -> None:
-    """Allocatable follows within a second or two."""
+    """Allocatable follows with the kubelet's next report, at most 10 s later."""
     mark = _health_folder(node) / f"gpu-{gpu}"
     if healthy:
         mark.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +20,9 @@ from testbed.paths import LOGS, STATE, BedError
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP = "steadfast-testbed"
 _RECORDS = STATE / "pids"
+_SYSTEM = CGROUPS / "pids" / CGROUP / "system" / "cgroup.procs"
+_LAUNCH = 'echo $$ > "$0" && cd / && exec "$@"'
+_children: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,22 @@ def start(name: str, command: Sequence[object], *, namespace: str | None, mounts
     if enter:
         enter = ["nsenter", *enter, "--"]
     LOGS.mkdir(parents=True, exist_ok=True)
-    with (LOGS / f"{name}.log").open("ab") as log:
-        child = subprocess.Popen(
-            [*enter, *map(str, command)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            start_new_session=True,
-            preexec_fn=_join_cgroup,
-        )
-    process = Process(name, child.pid, _start_time(child.pid) or "")
+    log = str(LOGS / f"{name}.log")
+    # Not subprocess: its objects complain of processes that outlive them, which these are meant to.
+    pid = os.posix_spawnp(
+        "sh",
+        ["sh", "-c", _LAUNCH, str(_SYSTEM), *enter, *map(str, command)],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+        setsigdef=[signal.SIGPIPE],  # Python ignores it, and programs would inherit that
+    )
+    _children.add(pid)
+    process = Process(name, pid, _start_time(pid) or "")
     _RECORDS.mkdir(parents=True, exist_ok=True)
     (_RECORDS / f"{name}.json").write_text(json.dumps({"pid": process.pid, "started": process.started}))
     return process
@@ -168,10 +175,6 @@ def _pids_below(path: str) -> set[int]:
     return pids - {0}
 
 
-def _join_cgroup() -> None:
-    (CGROUPS / "pids" / CGROUP / "system" / "cgroup.procs").write_text(str(os.getpid()))
-
-
 def _start_time(pid: int) -> str | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -181,7 +184,9 @@ def _start_time(pid: int) -> str | None:
 
 
 def _reap() -> None:
-    """Collect our own children that ended: as zombies they would keep their pids."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+    """Collect those of our own processes that ended: as zombies they would keep their pids."""
+    for pid in list(_children):
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                continue
+        _children.discard(pid)

@@ -84,6 +84,8 @@ def ensure(say: Callable[[str], None]) -> None:
         if shutil.which("go") is None:
             raise BedError("building the test bed needs Go 1.26")
         CACHE.mkdir(parents=True, exist_ok=True)
+        for left in CACHE.glob("go-build-*"):  # by a build that was killed
+            shutil.rmtree(left)
         with tempfile.TemporaryDirectory(prefix="go-build-", dir=CACHE) as intermediate:  # 3 to 8 GB
             for build in missing:
                 _build(build, build_cache=Path(intermediate), say=say)
