@@ -28,6 +28,8 @@ _KEPT = {
 _TYPES = ("array", "boolean", "integer", "number", "object", "string")
 _QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 
+_RESOURCE_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+
 _POSITIVE = ("self > 0", "quantity(self).isGreaterThan(quantity('0'))", "positive")
 _NOT_NEGATIVE = ("self >= 0", "!quantity(self).isLessThan(quantity('0'))", "non-negative")
 # pydantic spells a bound behind a BeforeValidator in its own words.
@@ -38,7 +40,9 @@ _QUANTITY_BOUNDS = {
     ("ge", 0): _NOT_NEGATIVE,
 }
 
-MUTABLE = {"suspend", "faultTolerance", "activeDeadlineSeconds", "checkpoint.intervalSeconds"}
+MUTABLE = {
+    "suspend", "faultTolerance", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "checkpoint.intervalSeconds",
+}  # fmt: skip
 """Paths below spec that may change at any time: workers need not restart with another configuration for them."""
 
 IMMUTABLE = {
@@ -75,6 +79,14 @@ _RULES: dict[str, list[Schema]] = {
             "name every segment",
             "fieldPath": ".runName",
         },
+    ],
+    "spec.objectStore": [
+        {
+            "rule": f"!has(self.{name}) || self.{name}.startsWith('steadfast-')",
+            "message": f"{name} must begin with steadfast-: a job may use only what was made for such jobs",
+            "fieldPath": f".{name}",
+        }
+        for name in ("credentialsSecret", "serviceAccountName")
     ],
     "spec.model": [
         {
@@ -224,6 +236,8 @@ def to_structural(schema: Mapping[str, Any], *, definitions: Mapping[str, Schema
     schema, nullable = _inlined(schema, definitions=definitions, path=path)
     if schema.pop("x-steadfast-quantity", False):
         return _quantity(schema, nullable=nullable, path=path)
+    if schema.pop("x-steadfast-resource", False):
+        return _resource(schema, path=path)
     result: Schema = {}
     for keyword, value in schema.items():
         match keyword:
@@ -303,6 +317,24 @@ def _quantity(schema: Schema, *, nullable: bool, path: str) -> Schema:
             {
                 "rule": f"type(self) == int ? {number} : isQuantity(self) && {string}",
                 "message": f"must be a {words} whole number, or a quantity such as 4096, 60M or 12T",
+            }
+        ],
+    }
+
+
+def _resource(schema: Schema, *, path: str) -> Schema:
+    """An amount of a resource: a number, or a string such as 500m or 1400Gi."""
+    if schema.keys() - {"description", "title"} != {"type", "maxLength"}:
+        raise ValueError(f"{path}: {schema!r} is no amount that this understands")
+    return {
+        "x-kubernetes-int-or-string": True,
+        "anyOf": [{"type": "integer"}, {"type": "string"}],
+        "maxLength": schema["maxLength"],
+        "pattern": _RESOURCE_PATTERN,
+        "x-kubernetes-validations": [
+            {
+                "rule": f"type(self) == int ? {_POSITIVE[0]} : isQuantity(self) && {_POSITIVE[1]}",
+                "message": "must be a positive quantity such as 96, 500m or 1400Gi",
             }
         ],
     }

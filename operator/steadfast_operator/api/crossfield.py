@@ -14,6 +14,9 @@ from steadfast_operator.api.types import Device, TrainingJob
 
 MAX_STEPS = 10**9
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_RESOURCE = re.compile(
+    r"cpu|memory|ephemeral-storage|[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+)
 
 Check = Callable[[TrainingJob], Problem | None]
 
@@ -95,6 +98,20 @@ def not_one_length(job: TrainingJob) -> Problem | None:
     return Problem(path="spec.train", what=what, remedy=remedy)
 
 
+def resource_is_none(job: TrainingJob) -> Problem | None:
+    """Kubernetes knows three resources by one word; all others carry their vendor's domain."""
+    for name in job.spec.resources.limits:
+        if name.endswith(".com/gpu"):
+            what, remedy = f"{name} belongs in gpusPerWorker", "Write the number there, and leave it out here"
+        elif _RESOURCE.fullmatch(name) and not name.startswith("requests."):
+            continue
+        else:
+            what = f"{name!r} is no resource"
+            remedy = "Write cpu, memory, ephemeral-storage, or one with its domain, such as rdma/hca"
+        return Problem(path="spec.resources.limits", what=what, remedy=remedy)
+    return None
+
+
 def shape_is_no_model(job: TrainingJob) -> Problem | None:
     """Preset and overrides make a transformer."""
     try:
@@ -169,6 +186,7 @@ CHECKS: tuple[tuple[Check, tuple[str, ...]], ...] = (
     (run_name_climbs, ("spec.runName",)),
     (device_without_gpus, ("spec.device", "spec.gpusPerWorker")),
     (more_ranks_than_gpus, _RANKS),
+    (resource_is_none, ("spec.resources",)),
     (shape_is_no_model, ("spec.model",)),
     (not_one_length, _LENGTH),
     (batch_does_not_divide, (*_BATCH, *_RANKS, "spec.workers", "spec.model")),

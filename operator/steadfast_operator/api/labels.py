@@ -1,6 +1,12 @@
-"""Names of children, computed from the job: a repeated create collides instead of doubling."""
+"""Names and labels of children, computed from the job: a repeated create collides instead of doubling."""
 
 from __future__ import annotations
+
+JOB_UID = "steadfast.dev/job-uid"
+JOB_NAME = "steadfast.dev/job-name"
+ATTEMPT = "steadfast.dev/attempt"
+SERIAL = "steadfast.dev/serial"
+NODE_RANK = "steadfast.dev/node-rank"
 
 
 def worker_name(*, job: str, uid: str, serial: int) -> str:

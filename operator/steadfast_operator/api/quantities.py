@@ -1,4 +1,4 @@
-"""Counts written as Kubernetes quantities: 12T tokens, 60M per step."""
+"""Kubernetes quantities: counts (12T tokens, 60M per step) and amounts of a resource (500m, 1400Gi)."""
 
 from __future__ import annotations
 
@@ -28,3 +28,17 @@ def parse_count(value: object) -> int:
     if count != count.to_integral_value():
         raise ValueError(f"{value!r} is {count}, not a whole number")
     return int(count)
+
+
+def parse_resource(value: object) -> str:
+    """A positive amount of a resource, as text.
+
+    Raises:
+        ValueError: the value is no such amount.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"{value!r} is no amount: write a quantity such as 96, 500m or 1400Gi")
+    match = _QUANTITY.fullmatch(str(value))
+    if not match or match[2] not in (*_SUFFIXES, "m") or not Decimal(match[1]):
+        raise ValueError(f"{value!r} is no amount: write a positive quantity such as 96, 500m or 1400Gi")
+    return str(value)

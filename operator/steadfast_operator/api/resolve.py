@@ -87,5 +87,6 @@ def config_digest(job: TrainingJob) -> str:
         "gpusPerWorker": spec.gpus_per_worker,
         "ranksPerWorker": spec.ranks,
         "objectStore": spec.object_store.model_dump(mode="json", by_alias=True),
+        "resources": spec.resources.limits,
     }
     return f"sha256:{hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()}"

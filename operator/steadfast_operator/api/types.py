@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from steadfast_operator.api.quantities import parse_count
+from steadfast_operator.api.quantities import parse_count, parse_resource
 
 API_VERSION = "steadfast.dev/v1alpha1"
 KIND = "TrainingJob"
@@ -24,6 +24,17 @@ Count = Annotated[
     Field(gt=0, json_schema_extra={"x-steadfast-quantity": True}),
 ]
 """A positive whole number, written plainly or as a Kubernetes quantity: 4096, 60M, 12T."""
+
+ResourceQuantity = Annotated[
+    str,
+    BeforeValidator(parse_resource),
+    Field(max_length=32, json_schema_extra={"x-steadfast-resource": True}),
+]
+"""An amount of a resource, as Kubernetes writes it: 96, 500m, 1400Gi."""
+
+OurName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^steadfast-[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+"""Something of the namespace that a job may use. The prefix is a fence: whoever may write a TrainingJob could otherwise
+use any account or secret there."""
 
 ObjectUri = Annotated[str, Field(max_length=1024, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s]*)?$")]
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
@@ -162,6 +173,28 @@ class ObjectStore(_Model):
         description="URL of an S3 service; the default is the environment's (S3_ENDPOINT_URL), else AWS.",
     )
     region: str | None = Field(default=None, max_length=63, pattern=r"^[a-z0-9-]+$")
+    credentials_secret: OurName | None = Field(
+        default=None,
+        description="Secret of the job's namespace whose keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY ...) become "
+        "environment variables of every worker; its name begins with steadfast-. Only in a cluster: locally the "
+        "environment of `steadfast run` counts.",
+    )
+    service_account_name: OurName | None = Field(
+        default=None,
+        description="Service account of the workers, for clouds that grant access to one; its name begins with "
+        "steadfast-. Only in a cluster.",
+    )
+
+
+class Resources(_Model):
+    """What each worker may use."""
+
+    limits: dict[str, ResourceQuantity] = Field(
+        default_factory=dict,
+        max_length=16,
+        description="By resource: cpu, memory, ephemeral-storage, or one of a vendor's; requests are the same. GPUs "
+        "are gpusPerWorker's. Only in a cluster: local workers share the machine.",
+    )
 
 
 class Hang(_Model):
@@ -204,10 +237,17 @@ class TrainingJobSpec(_Model):
     data: Data
     checkpoint: Checkpoint
     object_store: ObjectStore = ObjectStore()
+    resources: Resources = Resources()
     fault_tolerance: FaultTolerance = FaultTolerance()
     suspend: bool = Field(default=False, description="Save, stop all workers and wait.")
     active_deadline_seconds: Seconds | None = Field(
         default=None, description="The job fails when it has run longer than this, suspensions included."
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        le=31_536_000,
+        description="The job is deleted so long after its end; its checkpoints stay. Only in a cluster.",
     )
 
     @property

@@ -26,8 +26,8 @@ __all__ = ["NOT_YET", "Problem", "cross_field_problems", "validate_manifest"]
 
 NOT_YET = {
     "spec": (
-        "spares", "profile", "resources", "parallelism", "initFrom", "evaluation", "tracking", "command", "queueName",
-        "priorityClassName", "gang", "topology", "ttlSecondsAfterFinished",
+        "spares", "profile", "parallelism", "initFrom", "evaluation", "tracking", "command", "queueName",
+        "priorityClassName", "gang", "topology",
     ),
     "spec.model": ("sharedExperts",),
     "spec.precision": ("experts",),
@@ -35,7 +35,6 @@ NOT_YET = {
     "spec.data": ("curriculum",),
     "spec.data.streams": ("proportion", "repeat"),
     "spec.checkpoint": ("keepLast", "keepEverySteps", "memory"),
-    "spec.objectStore": ("serviceAccountName", "credentialsSecret"),
     "spec.faultTolerance": ("heartbeatTimeoutSeconds", "quarantineSeconds", "allowShrinkTo", "rules"),
     "spec.faultTolerance.hang": ("floorSeconds", "factor"),
 }  # fmt: skip
@@ -57,6 +56,8 @@ _PATTERNS = {
     "spec.checkpoint.destination": "s3://bucket or s3://bucket/path",
     "spec.objectStore.endpoint": "a URL without a path, such as https://s3.example:9000",
     "spec.objectStore.region": "lowercase letters, digits and '-', such as eu-central-1",
+    "spec.objectStore.credentialsSecret": "a name that begins with steadfast-, such as steadfast-s3",
+    "spec.objectStore.serviceAccountName": "a name that begins with steadfast-, such as steadfast-trainer",
 }
 """What a refused string should look like, by path."""
 

@@ -1,0 +1,119 @@
+"""The pod of one worker, from the job and the decision to create it. `shell/kube.py` sends it as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steadfast_contract.env import WorkerEnv
+from steadfast_contract.folder import termination_path
+from steadfast_operator.api import labels
+from steadfast_operator.api.types import API_VERSION, KIND, TrainingJob
+from steadfast_operator.core.actions import CreateWorker
+from steadfast_operator.core.workers import worker_env
+
+Manifest = dict[str, Any]
+
+CONTAINER = "worker"
+USER = 10001
+GPU = "nvidia.com/gpu"
+_VOLUMES = {
+    "shared-memory": ("/dev/shm", {"medium": "Memory"}),
+    "work": (WorkerEnv.folder, {}),
+    "temporary": ("/tmp", {}),
+}
+"""What a worker may write: all of it ends with the pod."""
+
+
+def build_worker_pod(job: TrainingJob, action: CreateWorker, *, training: str, grace_seconds: int) -> Manifest:
+    """The manifest; `training` is the `TrainingConfig` as JSON, `grace_seconds` the time to save in after SIGTERM."""
+    env = worker_env(job, action, training=training)
+    pod: Manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": env.worker,
+            "namespace": job.metadata.namespace,
+            "labels": child_labels(job=job.metadata.name, uid=job.metadata.uid)
+            | {
+                labels.ATTEMPT: str(action.attempt),
+                labels.SERIAL: str(action.serial),
+                labels.NODE_RANK: str(action.node_rank),
+            },
+            "ownerReferences": [owner_reference(job=job.metadata.name, uid=job.metadata.uid)],
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": grace_seconds,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "volumes": [{"name": name, "emptyDir": dict(source)} for name, (_, source) in _VOLUMES.items()],
+            "containers": [_container(job, env)],
+        },
+    }
+    if (account := job.spec.object_store.service_account_name) is not None:
+        pod["spec"]["serviceAccountName"] = account
+    return pod
+
+
+def child_labels(*, job: str, uid: str) -> dict[str, str]:
+    """What every child of a job is selected by."""
+    return {
+        "app.kubernetes.io/managed-by": "steadfast",
+        labels.JOB_NAME: job,
+        labels.JOB_UID: uid,
+    }
+
+
+def owner_reference(*, job: str, uid: str) -> Manifest:
+    """The job as controller: its children go when it goes, whether or not an operator runs."""
+    return {"apiVersion": API_VERSION, "kind": KIND, "name": job, "uid": uid, "controller": True}
+
+
+def _container(job: TrainingJob, env: WorkerEnv) -> Manifest:
+    container: Manifest = {
+        "name": CONTAINER,
+        "image": job.spec.image,
+        "command": ["python", "-m", "steadfast_agent"],
+        "env": [_variable(name, value) for name, value in (env.to_mapping() | _object_store(job)).items()],
+        "ports": [{"name": "agent", "containerPort": env.port}],
+        "livenessProbe": _probe("/healthz", env.port) | {"periodSeconds": 5, "failureThreshold": 6},
+        "readinessProbe": _probe("/readyz", env.port) | {"periodSeconds": 2},
+        "terminationMessagePath": str(termination_path(env.folder)),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": name, "mountPath": path} for name, (path, _) in _VOLUMES.items()],
+    }
+    if limits := _limits(job):
+        container["resources"] = {"limits": limits, "requests": dict(limits)}
+    if (secret := job.spec.object_store.credentials_secret) is not None:
+        container["envFrom"] = [{"secretRef": {"name": secret}}]
+    return container
+
+
+def _variable(name: str, value: str) -> Manifest:
+    # The kubelet would replace $(NAME) by that variable, a secret's perhaps; $$ stands for a dollar.
+    return {"name": name, "value": value.replace("$", "$$")}
+
+
+def _probe(path: str, port: int) -> Manifest:
+    return {"httpGet": {"path": path, "port": port}, "timeoutSeconds": 5}
+
+
+def _limits(job: TrainingJob) -> dict[str, str]:
+    gpus = {GPU: str(job.spec.gpus_per_worker)} if job.spec.gpus_per_worker else {}
+    return job.spec.resources.limits | gpus
+
+
+def _object_store(job: TrainingJob) -> dict[str, str]:
+    named = {"S3_ENDPOINT_URL": job.spec.object_store.endpoint, "AWS_REGION": job.spec.object_store.region}
+    return {name: value for name, value in named.items() if value is not None}
