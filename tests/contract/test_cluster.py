@@ -1,4 +1,4 @@
-"""The promises of the cluster port, kept by the cluster in memory and by the one of local processes alike."""
+"""The promises of the cluster port, kept alike in memory, by local processes, and on Kubernetes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ import pytest
 
 from builders import JOB_UID, a_job
 from core_builders import a_record
+from fakes.apiserver import FakeApiServer, connected, serving
 from fakes.cluster import FakeCluster, World
-from steadfast_contract.exits import FailureClass
+from fakes.kubelet import FakeKubelet
+from steadfast_contract.exits import ExitCode, FailureClass
 from steadfast_operator.api.labels import worker_name
 from steadfast_operator.api.reasons import Reason
 from steadfast_operator.api.types import TrainingJob
 from steadfast_operator.core.actions import CreateWorker, EmitEvent, EventType
 from steadfast_operator.core.observation import Worker, WorkerEnd, WorkerPhase
 from steadfast_operator.shell import local
+from steadfast_operator.shell.agents import Agents
 from steadfast_operator.shell.job_folder import JobFolder
+from steadfast_operator.shell.kube import JobKey, KubeCluster
 from steadfast_operator.shell.local import LocalCluster, LocalWorker
+from steadfast_operator.shell.pod_cache import PodCache
 from steadfast_operator.shell.ports import Cluster, ConflictError
 
 SECONDS = 20.0
@@ -137,6 +142,60 @@ async def on_this_machine(home: Path, **environ: str) -> AsyncIterator[OnThisMac
     folder.release()
 
 
+class OnKubernetes:
+    """An API server and kubelets that are not real, over connections that are."""
+
+    def __init__(self, server: FakeApiServer, kubelet: FakeKubelet, *, cluster: Cluster, wake: asyncio.Event) -> None:
+        self.server, self.kubelet, self.cluster, self.wake = server, kubelet, cluster, wake
+
+    @property
+    def events(self) -> list[EmitEvent]:
+        return [
+            EmitEvent(type=EventType(event["type"]), reason=Reason(event["reason"]), message=event["message"])
+            for event in self.server.find("events")
+        ]
+
+    async def until(self, true: Callable[[Workers], bool]) -> Workers:
+        async with asyncio.timeout(SECONDS):
+            while not true(workers := {w.name: w for w in await self.cluster.list_workers()}):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return workers
+
+    def fail(self, name: str) -> None:
+        self.kubelet.fail(name, ExitCode.COLLECTIVE, "simulated")
+
+    def kill(self, name: str) -> None:
+        self.kubelet.end(name, code=137)
+
+    def finish(self, name: str) -> None:
+        self.kubelet.end(name, code=0, reason="Completed")
+
+    def remove_job(self) -> None:
+        self.server.delete(("trainingjobs", "research", "moe"), {})
+
+
+@asynccontextmanager
+async def on_kubernetes() -> AsyncIterator[OnKubernetes]:
+    server = FakeApiServer()
+    server.add("trainingjobs", a_job().to_object())
+    kubelet = FakeKubelet(server, step_seconds=None)
+    kubelet.start()
+    wake, agents = asyncio.Event(), Agents()
+    async with serving(server):
+        api = connected(server)
+        pods = PodCache(api, on_change=lambda uid: wake.set())
+        following = asyncio.create_task(pods.run())
+        await pods.synced.wait()
+        key = JobKey(namespace="research", name="moe", uid=JOB_UID)
+        cluster = KubeCluster(key, server=api, pods=pods, agents=agents)
+        yield OnKubernetes(server, kubelet, cluster=cluster, wake=wake)
+        following.cancel()
+        await kubelet.close()
+        await agents.close()
+        await api.close()
+    assert kubelet.violations == []
+
+
 @pytest.fixture
 async def machine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OnThisMachine]:
     """Local processes; a test may give their agents an environment as parameter."""
@@ -144,12 +203,16 @@ async def machine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         yield place
 
 
-@pytest.fixture(params=["in memory", pytest.param("on this machine", marks=pytest.mark.local)])
+@pytest.fixture(params=["in memory", "on kubernetes", pytest.param("on this machine", marks=pytest.mark.local)])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
     """Each kind of cluster, with a job that nobody has looked at."""
     if request.param == "in memory":
         yield (memory := InMemory())
         assert memory.fake.violations == []
+        return
+    if request.param == "on kubernetes":
+        async with on_kubernetes() as kubernetes:
+            yield kubernetes
         return
     async with on_this_machine(tmp_path) as machine:
         yield machine
