@@ -96,11 +96,12 @@ def images(folder: Path) -> list[str]:
 
 
 def remove_image(name: str, folder: Path) -> None:
-    """Under this name and those that containerd gave it: any one of them would keep it."""
+    """Also under the name that containerd itself gave it, which would keep it, unless others mean the same image."""
     lines = _ctr(folder, "images", "list").stdout.decode().splitlines()
     digests = {line.split()[0]: line.split()[2] for line in lines[1:]}
     same = [each for each, digest in digests.items() if digest == digests.get(name)]
-    _ctr(folder, "images", "remove", "--sync", *same)
+    given = [each for each in same if not each.startswith("sha256:")]
+    _ctr(folder, "images", "remove", "--sync", *(same if given == [name] else [name]))
 
 
 def _import(image: oci.Image, folder: Path) -> None:

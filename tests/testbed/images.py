@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +25,6 @@ BASE = "docker.io/library/python:3.11-slim-bookworm"
 """Debian's own Python of that version; also what tests use for a pod with a shell."""
 TARGETS = {"operator": None, "trainer": "cpu"}
 _FOLDER = CACHE / "images"
-_CONTEXT = ("requirements", "operator", "trainer")
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _DEBIAN = ("--variant=minbase", "--include=python3,python3-venv,ca-certificates")
 
@@ -35,10 +35,12 @@ def build(name: str, say: Callable[[str], None]) -> str:
     with tempfile.TemporaryDirectory(prefix="context-", dir=_FOLDER) as folder:
         context = Path(folder)
         dockerfile = ROOT / "images" / f"{name}.Dockerfile"
-        for part in _CONTEXT:
-            shutil.copytree(ROOT / part, context / part, ignore=shutil.ignore_patterns("__pycache__"))
-        libraries = _key((_find(BASE) or {})["id"], dockerfile, context / "requirements")
-        code = _key(libraries, *(context / part for part in _CONTEXT))
+        copied = re.findall(r"^COPY (.+) \S+$", dockerfile.read_text(), re.MULTILINE)
+        parts = [context / part for parts in copied for part in parts.split()]
+        for part in parts:
+            _copy(ROOT / part.relative_to(context), part)
+        libraries = _key((_find(BASE) or {})["id"], dockerfile, *(part for part in parts if part.suffix == ".lock"))
+        code = _key(*(part for part in parts if part.suffix != ".lock"))
         reference = f"testbed.local/steadfast-{name}:{libraries}-{code}"
         if _find(reference) is None:
             _forget(name, but=f"{libraries}-")  # before the new layers need the room
@@ -72,6 +74,14 @@ def _import(reference: str, say: Callable[[str], None]) -> None:
     containers.import_image(image)
     size = sum(layer.size for layer in image.layers) / 1e9
     say(f"Imported {reference}, {size:.2f} GB, in {time.monotonic() - started:.1f} s")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy2(source, target)
 
 
 def _forget(name: str, *, but: str) -> None:
