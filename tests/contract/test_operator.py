@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -32,7 +32,10 @@ class Site:
     kubelet: FakeKubelet
     settings: Settings
     operator: asyncio.Task[None] | None = None
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    in_operator: Callable[[Callable[[], Any]], Any] = lambda call: None
+    """Calls something in the operator's thread."""
+    end: Callable[[], Any] = lambda: None
+    cancel: Callable[[], Any] = lambda: None
 
     @property
     def job(self) -> Object:
@@ -44,13 +47,20 @@ class Site:
         return found
 
     def start(self) -> None:
-        self.stop = asyncio.Event()
-        self.operator = asyncio.create_task(serve(connected(self.server), settings=self.settings, stop=self.stop))
+        # In a thread and loop of its own, because kopf ends by cancelling every task that it finds in its loop.
+        self.operator = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(self._operate())))
+
+    async def _operate(self) -> None:
+        stop, task = asyncio.Event(), asyncio.current_task()
+        assert task is not None
+        self.end, self.cancel = stop.set, task.cancel
+        self.in_operator = asyncio.get_running_loop().call_soon_threadsafe
+        await serve(connected(self.server), settings=self.settings, stop=stop)
 
     async def kill(self) -> None:
-        """It comes to no clean-up of the cluster: there is none."""
+        """End it between two of its steps, whatever it is doing."""
         assert self.operator is not None
-        self.operator.cancel()
+        self.in_operator(self.cancel)
         await asyncio.gather(self.operator, return_exceptions=True)
         self.operator = None
 
@@ -87,8 +97,8 @@ async def a_site(*, steps: int = 10, **overrides: Any) -> AsyncIterator[Site]:
         site = Site(server, kubelet, settings)
         site.start()
         yield site
-        site.stop.set()
         if site.operator is not None:
+            site.in_operator(site.end)
             await site.operator
         await kubelet.close()
     assert kubelet.violations == []

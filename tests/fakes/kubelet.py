@@ -22,6 +22,8 @@ from steadfast_contract.exits import ExitCode, RankReport
 from steadfast_contract.heartbeat import AgentPhase, AgentStatus, Phase, Pulse
 
 CHECKPOINT_EVERY = 3
+_ADDRESSES = count(2)
+"""Never used twice: a port that was just closed may not be free yet."""
 
 
 @dataclass(eq=False)
@@ -50,7 +52,6 @@ class FakeKubelet:
     violations: list[str] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
     """Names of pods whose node is dead: nothing about them changes."""
-    _addresses: Any = field(default_factory=lambda: count(2))
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self) -> None:
@@ -107,7 +108,7 @@ class FakeKubelet:
     async def _run_pod(self, content: Object) -> None:
         meta = content["metadata"]
         values = {entry["name"]: entry["value"].replace("$$", "$") for entry in content["spec"]["containers"][0]["env"]}
-        number = next(self._addresses)
+        number = next(_ADDRESSES)
         key = ("pods", meta["namespace"], meta["name"])
         env = WorkerEnv.from_mapping(values)
         pod = FakePod(key=key, uid=meta["uid"], address=f"127.77.{number // 250}.{number % 250 + 1}", env=env)
@@ -142,9 +143,10 @@ class FakeKubelet:
         return status
 
     def _check(self, new: FakePod) -> None:
-        first = next((p for p in self.pods.values() if p.env.attempt == new.env.attempt and not p.env.node_rank), None)
-        for other in self.pods.values():
-            if other is not new and not other.ended and other.env.attempt != new.env.attempt:
+        gang = [pod for pod in self.pods.values() if pod.env.job_uid == new.env.job_uid]
+        first = next((p for p in gang if p.env.attempt == new.env.attempt and not p.env.node_rank), None)
+        for other in gang:
+            if other.env.attempt != new.env.attempt and not other.ended:
                 self.violations.append(f"{new.key[2]} was created while {other.key[2]} ran")
         if new.env.node_rank and (first is None or new.env.master != f"{first.address}:{new.env.master_port}"):
             self.violations.append(f"{new.key[2]} was sent to {new.env.master!r}")
