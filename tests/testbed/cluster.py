@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from testbed import containers, control, disk, images, network, nodes, programs, services
-from testbed.paths import CACHE, KUBECONFIG, NODES, STATE, BedError
+from testbed.paths import BIN, CACHE, KUBECONFIG, NODES, STATE, BedError
 from testbed.processes import (
     CGROUP,
     all_recorded,
@@ -122,8 +122,10 @@ def rows() -> list[tuple[str, str, str]]:
             continue
         cable = "" if network.link_is_up(network.namespace_of(node)) else ", cable pulled"
         table.append((node, "Ready" if nodes.is_ready(node) else "NotReady", f"{nodes.gpus_of(node)} GPUs{cable}"))
-    table.append(("disk: running", f"{disk.used_gb(STATE):.1f} GB", str(STATE)))
-    table.append(("disk: cache", f"{disk.used_gb(CACHE):.1f} GB", str(CACHE)))
+    cache, both = disk.used_gb(CACHE), disk.used_gb(CACHE, STATE)
+    table.append(("disk: running", f"{both - cache:.1f} GB", f"{STATE}, beside what it shares with the cache"))
+    table.append(("disk: cache", f"{cache:.1f} GB", str(CACHE)))
+    table.append(("programs", "", f"{BIN}: kubectl, helm"))
     table.append(("STEADFAST_KUBECONFIG", "", str(KUBECONFIG) if KUBECONFIG.exists() else "none"))
     return table
 
