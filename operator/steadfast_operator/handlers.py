@@ -28,7 +28,11 @@ def build_registry(jobs: Jobs, *, server: ApiServer) -> Any:
         meta = body["metadata"]
         jobs.hear(JobKey(namespace=meta["namespace"], name=meta["name"], uid=meta["uid"]))
 
+    async def clean_up(**_: Any) -> None:
+        await jobs.close()  # kopf would wait five seconds for our tasks to end by themselves
+
     kopf.on.login(registry=registry)(log_in)
+    kopf.on.cleanup(registry=registry)(clean_up)
     kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(hear)
     return registry
 

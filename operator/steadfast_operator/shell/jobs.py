@@ -73,11 +73,10 @@ class Jobs:
 
     async def close(self) -> None:
         """Stop looking after anything; what runs goes on running."""
-        tasks = [care.task for care in self._cares.values() if care.task] + [self._following]
+        tasks = [task for task in (self._following, *(care.task for care in self._cares.values())) if task is not None]
         for task in tasks:
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._agents.close()
 
     def _wake(self, job_uid: str) -> None:

@@ -73,8 +73,11 @@ class PodCache:
                 if error.status != GONE:
                     _log.warning("Failed to follow the pods, retrying: error=%r", str(error))
                     self._failures += 1
-            except ClusterError as error:
+            except ClusterError as error:  # a broken connection is nothing unusual
                 _log.info("Lost the watch on the pods, listing anew: error=%r", str(error))
+                self._failures += 1
+            except Exception as error:  # without pods no job can be looked after: never give up
+                _log.warning("Failed to follow the pods, retrying: error=%r", str(error), exc_info=error)
                 self._failures += 1
             await asyncio.sleep(self._pause(self._failures))
 
