@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
 
 import kopf
@@ -19,8 +18,8 @@ from steadfast_operator.shell.jobs import Jobs
 from steadfast_operator.shell.metrics import Metrics
 
 
-async def serve(server: ApiServer, *, settings: Settings, stop: asyncio.Event) -> None:
-    """Look after the cluster's jobs until `stop` is set."""
+async def serve(server: ApiServer, *, settings: Settings, stop: asyncio.Event | None = None) -> None:
+    """Look after the cluster's jobs until `stop` is set; without one until kopf takes a SIGTERM, in the main thread."""
     metrics = Metrics()
     jobs = Jobs(server, metrics=metrics, namespace=settings.namespace, watch_seconds=settings.watch_seconds)
     runner = await _serve_http(jobs, metrics=metrics, settings=settings)
@@ -58,10 +57,7 @@ async def _serve_http(jobs: Jobs, *, metrics: Metrics, settings: Settings) -> we
 
 
 async def _run(settings: Settings) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(await ApiServer.connect(), settings=settings, stop=stop)
+    await serve(await ApiServer.connect(), settings=settings)
 
 
 def main() -> None:
@@ -71,6 +67,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"steadfast operator: {error}")
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # one line for each event of each job
     asyncio.run(_run(settings))
 
 

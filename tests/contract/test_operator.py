@@ -105,7 +105,7 @@ async def a_site(*, steps: int = 10, **overrides: Any) -> AsyncIterator[Site]:
 
 
 def reasons(site: Site) -> dict[str, int]:
-    return {event["reason"]: event["count"] for event in site.server.find("events")}
+    return {f"{event['type']} {event['reason']}": event["count"] for event in site.server.find("events")}
 
 
 async def test_a_job_trains_to_its_end() -> None:
@@ -113,7 +113,7 @@ async def test_a_job_trains_to_its_end() -> None:
         await site.until_state("Succeeded")
         assert site.status["attempt"] == 1
         assert site.status["checkpoint"]["step"] >= 3
-        assert reasons(site) == {"FirstStart": 1, "Completed": 1}
+        assert reasons(site) == {"Normal FirstStart": 1, "Normal Completed": 1}
         assert len(site.server.find("configmaps")) == 1
         metrics = await site.fetch("/metrics")
         assert 'steadfast_jobs{state="Succeeded"} 1.0' in metrics
@@ -129,6 +129,7 @@ async def test_a_worker_that_is_lost_costs_one_restart() -> None:
         assert site.status["attempt"] == 2
         assert site.status["restarts"]["byClass"] == {"AgentLost": 1}
         assert site.workers() == ["moe-7e1f5-2", "moe-7e1f5-3"]
+        assert reasons(site)["Warning WorkerFailed"] == reasons(site)["Normal WorkerFailed"] == 1
         metrics = await site.fetch("/metrics")
         assert "steadfast_recovery_seconds_count 1.0" in metrics
         assert 'steadfast_restarts_total{class="AgentLost",job="research/moe"} 1.0' in metrics

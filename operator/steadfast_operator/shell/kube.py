@@ -168,7 +168,7 @@ class KubeCluster:
             raise
 
     async def emit_event(self, job: TrainingJob, event: EmitEvent) -> None:
-        """One event per job and reason, counted. Nothing but people needs it, so a refusal changes nothing."""
+        """One event per job, reason and type, counted. Nothing but people needs it, so a refusal changes nothing."""
         try:
             await self._emit(event)
         except ClusterError as error:
@@ -239,7 +239,7 @@ class KubeCluster:
 
     async def _emit(self, event: EmitEvent) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        name = f"{self.key.name}-{self.key.uid[:5]}.{event.reason.lower()}"
+        name = f"{self.key.name}-{self.key.uid[:5]}.{event.reason.lower()}.{event.type.lower()}"
         path = f"/api/v1/namespaces/{quote(self.key.namespace)}/events"
         told = {"type": str(event.type), "message": event.message[:EVENT_MESSAGE], "lastTimestamp": now}
         manifest = {
