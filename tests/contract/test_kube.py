@@ -128,6 +128,20 @@ async def test_an_agent_that_falls_silent_takes_nothing_back(place: OnKubernetes
     assert after == before
 
 
+async def test_a_terminating_worker_is_ready_as_long_as_its_agent_answers(
+    place: OnKubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steadfast_operator.shell.kube.SILENT_SECONDS", 1.5)
+    await started(place, size=2)
+    place.kubelet.may_end.clear()
+    await place.cluster.delete_workers((named(0), named(1)), 60)
+    await asyncio.sleep(1.6)
+    place.kubelet.down.add(named(1))
+    workers = await place.until(lambda workers: not workers[named(1)].ready)
+    assert (workers[named(0)].ready, workers[named(0)].grace_seconds) == (True, 60)
+    place.kubelet.may_end.set()
+
+
 async def test_progress_is_node_rank_0_s(place: OnKubernetes) -> None:
     await started(place, size=2)
     for serial in range(2):

@@ -96,11 +96,13 @@ async def a_site(*, steps: int = 10, **overrides: Any) -> AsyncIterator[Site]:
         server.add("trainingjobs", a_job(**overrides).to_object())
         site = Site(server, kubelet, settings)
         site.start()
-        yield site
-        if site.operator is not None:
-            site.in_operator(site.end)
-            await site.operator
-        await kubelet.close()
+        try:
+            yield site
+        finally:
+            if site.operator is not None:
+                site.in_operator(site.end)
+                await site.operator
+            await kubelet.close()
     assert kubelet.violations == []
 
 
@@ -112,7 +114,8 @@ async def test_a_job_trains_to_its_end() -> None:
     async with a_site() as site:
         await site.until_state("Succeeded")
         assert site.status["attempt"] == 1
-        assert site.status["checkpoint"]["step"] >= 3
+        assert site.status["progress"]["step"] == 10
+        assert site.status["checkpoint"]["step"] == 9
         assert reasons(site) == {"Normal FirstStart": 1, "Normal Completed": 1}
         assert len(site.server.find("configmaps")) == 1
         metrics = await site.fetch("/metrics")

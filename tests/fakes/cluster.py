@@ -96,6 +96,7 @@ class FakeCluster:
                 attempt=action.attempt,
                 phase=WorkerPhase.PENDING,
                 created_at=self.now,
+                placed_at=self.now,
             )
         self._die(last)
         return new
@@ -105,7 +106,7 @@ class FakeCluster:
         for name in names:
             worker = self.workers.get(name)
             if worker is not None and worker.terminating_since is None:
-                self.workers[name] = replace(worker, terminating_since=self.now)
+                self.workers[name] = replace(worker, terminating_since=self.now, grace_seconds=grace_seconds)
                 self.graces[name] = grace_seconds
         self._die(last)
 

@@ -52,9 +52,12 @@ class FakeKubelet:
     violations: list[str] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
     """Names of pods whose node is dead: nothing about them changes."""
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    """While it is not set, pods that were asked to end take their time."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self) -> None:
+        self.may_end.set()
         self.server.on_change.append(self._on_change)
         if self.step_seconds is not None:
             self._spawn(self._train())
@@ -79,7 +82,7 @@ class FakeKubelet:
         pod.ended = True
         terminated = {"exitCode": code, "reason": reason, "finishedAt": stamp(datetime.now(UTC))}
         if report is not None:
-            terminated["message"] = report.to_json()
+            terminated["message"] = replace(report, progress=pod.pulse).to_json()
         self._say(
             pod,
             phase="Failed" if code else "Succeeded",
@@ -153,6 +156,7 @@ class FakeKubelet:
 
     async def _terminate(self, pod: FakePod) -> None:
         await asyncio.sleep(0.03)
+        await self.may_end.wait()
         if pod.key[2] in self.down:
             return
         if not pod.ended and pod.pulse.phase >= Phase.TRAINING:
@@ -193,7 +197,8 @@ class FakeKubelet:
                 self.committed = max(self.committed, pulse.step)
         else:
             for pod in gang:
-                self.end(pod.key[2], code=0, reason="Completed")
+                done = RankReport(code=0, attempt=pod.env.attempt)
+                self.end(pod.key[2], code=0, report=done, reason="Completed")
             return
         for pod in gang:
             pod.pulse = replace(pulse, committed=self.committed, updated_at=time.time())

@@ -193,6 +193,12 @@ def test_the_words_of_a_rank_are_forwarded(start):
     assert worker.report == RankReport(code=71, attempt=3, rank=0, step=7, message="step 8: loss nan")
 
 
+def test_the_last_words_tell_how_far_the_first_rank_got(start):
+    worker = start([("pulse", 41), ("exit", 0)], [("pulse", 40), ("exit", 0)])
+    worker.wait()
+    assert worker.report.progress.step == 41
+
+
 def test_a_rank_without_a_report_is_quoted(start):
     worker = start([("print", "".join(f"line {n}\n" for n in range(30))), ("raise", "boom")])
     worker.wait()

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from steadfast_agent.probes import Probes
@@ -19,8 +20,8 @@ from steadfast_agent.supervise import Gang
 from steadfast_agent.zygote import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, Zygote, prctl
 from steadfast_contract.env import WorkerEnv
 from steadfast_contract.exits import ExitCode, RankReport
-from steadfast_contract.folder import agent_path, termination_path
-from steadfast_contract.heartbeat import AgentPhase
+from steadfast_contract.folder import agent_path, pulse_path, termination_path
+from steadfast_contract.heartbeat import AgentPhase, read_pulse
 
 TRAINER = "steadfast_trainer.__main__"
 
@@ -73,7 +74,7 @@ class Agent:
             self.phase = AgentPhase.STOPPING
             self.gang.stop()  # whoever stops us also kills us when the grace period is over
         await ended
-        return self.gang.report()
+        return replace(self.gang.report(), progress=read_pulse(pulse_path(self.worker.folder, local_rank=0)))
 
 
 def _listen(worker: WorkerEnv) -> socket.socket:

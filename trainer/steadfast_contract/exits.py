@@ -12,6 +12,8 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from enum import IntEnum, StrEnum
 
+from steadfast_contract.heartbeat import Pulse
+
 MAX_REPORT_BYTES = 4096
 
 
@@ -83,6 +85,8 @@ class RankReport:
     message: str = ""
     reported: bool = True
     """False: the rank left no words of its own, its agent wrote these."""
+    progress: Pulse | None = None
+    """How far the worker's first rank had got; the agent adds it, because nobody can ask it any more."""
 
     def to_json(self) -> str:
         """Encode; a long message loses its middle, because tracebacks say most at both ends."""
@@ -106,8 +110,10 @@ class RankReport:
         """
         try:
             data = json.loads(text)
-            return cls(**{name: data[name] for name in ("code", "attempt", "rank", "step", "message", "reported")})
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            told = {name: data[name] for name in ("code", "attempt", "rank", "step", "message", "reported")}
+            progress = data.get("progress")
+            return cls(**told, progress=Pulse.from_mapping(progress) if progress else None)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not a rank report: {text[:80]!r}") from error
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import mmap
 import struct
+from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, fields
 from enum import IntEnum, StrEnum
 from pathlib import Path
+from typing import Any, Self
 
 from steadfast_contract import CONTRACT_VERSION
 
@@ -50,6 +52,16 @@ class Pulse:
     """Time this attempt's steps have waited for their batches."""
     stall_seconds: float = 0.0
     """Time this attempt's steps have waited for checkpoints."""
+
+    @classmethod
+    def from_mapping(cls, told: Mapping[str, Any]) -> Self:
+        """From JSON, of this contract version or its neighbours: fields that we do not know are dropped.
+
+        Raises:
+            AttributeError: `told` is no mapping.
+        """
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in told.items() if name in known})
 
 
 _LAYOUT = struct.Struct("<Iqqqddqqddddd")
@@ -140,14 +152,13 @@ class AgentStatus:
         try:
             data = json.loads(text)
             progress = data["progress"]
-            known = {f.name for f in fields(Pulse)}
             return cls(
                 worker=data["worker"],
                 attempt=data["attempt"],
                 node_rank=data["node_rank"],
                 phase=AgentPhase(data["phase"]),
                 master=data["master"],
-                progress=Pulse(**{k: v for k, v in progress.items() if k in known}) if progress else None,
+                progress=Pulse.from_mapping(progress) if progress else None,
                 pids=tuple(data.get("pids", ())),
                 contract_version=data["contract_version"],
             )

@@ -176,7 +176,8 @@ def _create(seen: Observation, missing: tuple[CreateWorker, ...]) -> Decision:
         message = f"The first of {num_workers} workers is created."
         return _under_way(seen, Reason.STARTING_WORKERS, message, actions=missing[:1])
     if not missing[0].master:
-        return _under_way(seen, Reason.WAITING_FOR_WORKERS, "Node rank 0 has not told its address yet.")
+        message = f"Node rank 0 has not told its address yet.{_what_holds_them_up(seen)}"
+        return _under_way(seen, Reason.WAITING_FOR_WORKERS, message)
     message = f"{len(missing)} of {num_workers} workers are created."
     return _under_way(seen, Reason.STARTING_WORKERS, message, actions=missing)
 
@@ -198,7 +199,13 @@ def _watch(seen: Observation) -> Decision:
         return _decision(seen, at, status=statuses.observed(seen))
     ready = sum(w.ready for w in members)
     message = f"{ready} of {len(members)} workers have answered; none trains yet."
-    return _under_way(seen, Reason.WAITING_FOR_WORKERS, message)
+    return _under_way(seen, Reason.WAITING_FOR_WORKERS, message + _what_holds_them_up(seen))
+
+
+def _what_holds_them_up(seen: Observation) -> str:
+    """What the first worker that cannot begin yet waits for; nothing, mostly."""
+    worker = next((w for w in seen.members.values() if w.waiting), None)
+    return f" {worker.name} waits: {worker.waiting}" if worker else ""
 
 
 def _under_way(

@@ -50,7 +50,8 @@ def worker_evicted(seen: Observation) -> Failure | None:
     if not leaving:
         return None
     worker = min(leaving, key=lambda w: (w.terminating_since, w.serial))
-    return _failure(FailureClass.EVICTED, worker, "The worker is being deleted by somebody else.", at=seen.now)
+    evidence = worker.taken_because or "The worker is being deleted by somebody else."
+    return _failure(worker.taken or FailureClass.EVICTED, worker, evidence, at=seen.now)
 
 
 def worker_preempted(seen: Observation) -> Failure | None:
@@ -80,11 +81,16 @@ def peers_lost(seen: Observation) -> Failure | None:
 
 
 def start_timed_out(seen: Observation) -> Failure | None:
-    """A worker's agent has never answered."""
-    limit = seen.job.spec.fault_tolerance.start_timeout_seconds
+    """A worker's agent has never answered. Waiting for a node is no failure, and an image takes its time to come."""
+    patience = seen.job.spec.fault_tolerance
     for worker in seen.members.values():
-        if not (worker.ready or worker.ended) and seen.now - _listened_since(worker, seen) >= timedelta(seconds=limit):
-            evidence = f"The agent did not answer within {limit} s; the worker is {worker.phase}."
+        pending = worker.phase == WorkerPhase.PENDING
+        if worker.ready or worker.ended or (pending and worker.placed_at is None):
+            continue
+        limit = patience.hang.init_seconds if pending else patience.start_timeout_seconds
+        if seen.now - _listened_since(worker, seen) >= timedelta(seconds=limit):
+            waits = f" and waits: {worker.waiting}" if worker.waiting else ""
+            evidence = f"The agent did not answer within {limit} s; the worker is {worker.phase}{waits}."
             return _failure(FailureClass.START_TIMEOUT, worker, evidence, at=seen.now)
     return None
 
@@ -176,9 +182,10 @@ def _ended_at(worker: Worker) -> datetime:
 
 def _listened_since(worker: Worker, seen: Observation) -> datetime:
     """Start of the wait for an answer: what was said before we listened cannot be held against the worker."""
+    since = worker.started_at or worker.placed_at or worker.created_at
     if worker.progress is not None or seen.watched_since is None:
-        return worker.created_at
-    return max(worker.created_at, seen.watched_since)
+        return since
+    return max(since, seen.watched_since)
 
 
 def _moved_at(worker: Worker, seen: Observation) -> datetime:

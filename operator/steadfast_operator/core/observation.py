@@ -45,10 +45,22 @@ class Worker:
     attempt: int
     phase: WorkerPhase
     created_at: datetime
+    placed_at: datetime | None = None
+    """When a node was found for it; None while it waits for one."""
+    waiting: str = ""
+    """What it waits for before its processes begin, in its cluster's words."""
+    started_at: datetime | None = None
+    """When its processes began; None: not yet, or as it was created."""
     terminating_since: datetime | None = None
     """When it was asked to end, by whomever."""
+    grace_seconds: int = 0
+    """What it was given for its end, once that was asked for."""
+    taken: FailureClass | None = None
+    """Why its cluster takes it away, if it says so; `taken_because` in its words."""
+    taken_because: str = ""
     ready: bool = False
-    """Its agent has answered at least once. The adapter remembers: one lost answer takes nothing back."""
+    """Its agent has answered. The adapter remembers: one lost answer takes nothing back. Of a terminating worker it
+    says whether it still answers."""
     master: str = ""
     """`host:port` of the rendezvous, reported by node rank 0's agent; empty for the others."""
     end: WorkerEnd | None = None
@@ -156,7 +168,7 @@ def is_stuck(worker: Worker, seen: Observation) -> bool:
     """
     if worker.terminating_since is None:
         return False
-    patience = seen.limits.terminating_wait_seconds + (seen.limits.stop_grace_seconds if worker.ready else 0)
+    patience = seen.limits.terminating_wait_seconds + (worker.grace_seconds if worker.ready else 0)
     return seen.now - worker.terminating_since >= timedelta(seconds=patience)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -34,6 +35,8 @@ from steadfast_operator.shell.ports import ClusterError, ConflictError
 
 LEAST_GRACE_SECONDS = 1
 """With 0 the API server forgets a pod whose processes still run."""
+SILENT_SECONDS = 5.0
+"""A terminating worker whose agent has said nothing for so long is not saving any more."""
 EVENT_MESSAGE = 1024
 
 _log = logging.getLogger(__name__)
@@ -59,6 +62,8 @@ class _Told:
 
     master: str = ""
     progress: Pulse | None = None
+    at: float = 0.0
+    """Monotonic time of its newest answer."""
 
 
 class KubeCluster:
@@ -191,21 +196,26 @@ class KubeCluster:
     def _worker(self, pod: Object) -> Worker:
         worker = worker_of(pod)
         told = self._told.get(pod["metadata"]["uid"])
-        return replace(worker, ready=True, master=told.master, progress=told.progress) if told else worker
+        if told is None:
+            return worker
+        ready = worker.terminating_since is None or time.monotonic() - told.at < SILENT_SECONDS
+        return replace(worker, ready=ready, master=told.master, progress=worker.progress or told.progress)
 
     def _is_worth_asking(self, pod: Object) -> bool:
-        """Progress is node rank 0's; of the others only the first answer matters."""
+        """Progress is node rank 0's; of the others only the first answer matters, and whether they still save."""
         status, meta = pod.get("status", {}), pod["metadata"]
         if status.get("phase") != WorkerPhase.RUNNING or not status.get("podIP"):
             return False
-        return meta["labels"].get(labels.NODE_RANK) == "0" or meta["uid"] not in self._told
+        first = meta["labels"].get(labels.NODE_RANK) == "0"
+        return first or meta["uid"] not in self._told or "deletionTimestamp" in meta
 
     async def _ask(self, pod: Object) -> None:
         address, meta = pod["status"]["podIP"], pod["metadata"]
         answer = await self._agents.fetch_status(address, port=_agent_port(pod), worker=meta["name"])
         if answer is not None:
             before = self._told.get(meta["uid"], _Told())
-            self._told[meta["uid"]] = _Told(_master(answer, address=address), answer.progress or before.progress)
+            master = _master(answer, address=address)
+            self._told[meta["uid"]] = _Told(master, answer.progress or before.progress, at=time.monotonic())
 
     async def _delete_pod(self, pod: Object, grace_seconds: int) -> None:
         body = {

@@ -127,7 +127,7 @@ class LocalCluster:
                 self._workers.pop(local.worker.name)
                 continue
             if local.worker.terminating_since is None:
-                local.worker = replace(local.worker, terminating_since=datetime.now(UTC))
+                local.worker = replace(local.worker, terminating_since=datetime.now(UTC), grace_seconds=grace_seconds)
             if grace_seconds == 0:
                 local.process.kill()
             elif local.kill_timer is None:

@@ -15,6 +15,7 @@ from steadfast_contract.exits import (
     describe_exit,
     failure_class,
 )
+from steadfast_contract.heartbeat import Pulse
 
 MESSAGES = st.one_of(
     st.text(),
@@ -54,7 +55,27 @@ def test_a_long_message_keeps_both_ends():
     assert message.endswith("ValueError: bad")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "7", "null", '"a"', "{}", '{"code": 1}', "{"])
+def test_a_report_carries_progress_and_drops_what_it_does_not_know():
+    report = RankReport(code=0, attempt=1, progress=Pulse(step=7, loss=2.5))
+    assert RankReport.from_json(report.to_json()) == report
+    newer = report.to_json().replace('"step": 7', '"warp": 9, "step": 7')
+    assert RankReport.from_json(newer) == report
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        "null",
+        '"a"',
+        "{}",
+        '{"code": 1, "attempt": 1, "rank": 0, "step": 0, "message": "", "reported": true, "progress": 7}',
+        '{"code": 1}',
+        "{",
+    ],
+)
 def test_what_is_no_report_is_refused(text):
     with pytest.raises(ValueError, match="not a rank report"):
         RankReport.from_json(text)

@@ -216,10 +216,21 @@ def test_backing_off_waits_exactly_as_long_as_it_must() -> None:
         pytest.param({}, (delete(BOTH[:1], "StoppingWorkers"),), "StoppingWorkers", id="a living one is stopped"),
         pytest.param({"terminating_since": ago(9)}, (), "StoppingWorkers", id="a stopping one is waited for"),
         pytest.param(
-            {"terminating_since": ago(60), "ready": True}, (), "StoppingWorkers", id="one that answers may be saving"
+            {"terminating_since": ago(60), "grace_seconds": 60, "ready": True},
+            (),
+            "StoppingWorkers",
+            id="one that answers may be saving",
         ),
         pytest.param({"terminating_since": ago(10), "ready": False}, None, "WorkerFailed", id="a stuck one is left"),
-        pytest.param({"terminating_since": ago(70), "ready": True}, None, "WorkerFailed", id="even if it answers"),
+        pytest.param(
+            {"terminating_since": ago(70), "grace_seconds": 60, "ready": True},
+            None,
+            "WorkerFailed",
+            id="even if it answers",
+        ),
+        pytest.param(
+            {"terminating_since": ago(10), "ready": True}, None, "WorkerFailed", id="one without grace saves nothing"
+        ),
         pytest.param(
             {"phase": WorkerPhase.FAILED, "terminating_since": ago(1)}, None, "WorkerFailed", id="an ended one is none"
         ),

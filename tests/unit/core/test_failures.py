@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,11 @@ def silent(node_rank: int, seconds: float, *, listening: float | None = None, ga
     workers = tuple(member if n == node_rank else a_member(n, progress=None) for n in range(gang))
     since = None if listening is None else ago(listening)
     return a_start(gang, workers=workers, watched_since=since)
+
+
+def queued(seconds: float, **changes: Any) -> Observation:
+    """A gang of which one worker, created so long ago, does not run yet."""
+    return altered(silent(1, seconds), 1, phase=WorkerPhase.PENDING, **changes)
 
 
 def starting(*, age: float, pulse: Phase | None = Phase.RENDEZVOUS, listening: float | None = None) -> Observation:
@@ -120,6 +126,11 @@ def done(seen: Observation, node_rank: int, seconds: float) -> Observation:
             id="a peer that loses an evicted worker is its victim",
         ),
         pytest.param(
+            altered(a_gang(), 1, terminating_since=ago(3), taken=FailureClass.NODE_LOST, taken_because="not ready"),
+            failure(FailureClass.NODE_LOST, "not ready", node_rank=1),
+            id="a worker is taken off a lost node",
+        ),
+        pytest.param(
             done(altered(a_gang(), 1, terminating_since=ago(3)), 1, 5), None, id="a finished worker may be deleted"
         ),
         # worker_preempted
@@ -171,6 +182,21 @@ def done(seen: Observation, node_rank: int, seconds: float) -> Observation:
         pytest.param(silent(1, 500, listening=59.9), None, id="nobody listened before"),
         pytest.param(silent(0, 60, gang=1), failure(FailureClass.START_TIMEOUT,
             "The agent did not answer within 60 s; the worker is Running."), id="the only worker never answered"),
+        pytest.param(queued(9999), None, id="there is no node for a worker yet"),
+        pytest.param(queued(9999, placed_at=ago(599)), None, id="an image that is still coming"),
+        pytest.param(
+            queued(9999, placed_at=ago(600), waiting="ImagePullBackOff: no such image"),
+            failure(
+                FailureClass.START_TIMEOUT,
+                "The agent did not answer within 600 s; the worker is Pending and waits: "
+                "ImagePullBackOff: no such image.",
+                node_rank=1,
+            ),
+            id="an image that never comes",
+        ),
+        pytest.param(
+            altered(silent(1, 9999), 1, placed_at=ago(999), started_at=ago(59)), None, id="its processes began just now"
+        ),
         # start_hung
         pytest.param(
             starting(age=600),

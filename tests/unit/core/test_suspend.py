@@ -25,7 +25,7 @@ def test_workers_save_and_stop() -> None:
 
 def test_saving_workers_are_waited_for() -> None:
     seen = settled(with_spec(a_gang(), suspend=True))
-    seen = replace(seen, workers=tuple(replace(w, terminating_since=ago(30)) for w in seen.workers))
+    seen = replace(seen, workers=tuple(replace(w, terminating_since=ago(30), grace_seconds=60) for w in seen.workers))
     assert (decide(seen).reason, decide(seen).actions) == ("Suspending", ())
     assert decide(after(seen, 40)).reason == "Suspended"
 
@@ -67,5 +67,5 @@ def test_while_backing_off_it_forgets_the_back_off() -> None:
 def test_taken_back_while_workers_save_they_may_finish_saving() -> None:
     seen = with_spec(settled(with_spec(a_gang(), suspend=True)), suspend=False)
     assert decide(seen).actions == (delete(BOTH, "StoppingWorkers", 60),)
-    saving = replace(seen, workers=tuple(replace(w, terminating_since=ago(30)) for w in seen.workers))
+    saving = replace(seen, workers=tuple(replace(w, terminating_since=ago(30), grace_seconds=60) for w in seen.workers))
     assert (decide(saving).reason, decide(saving).actions) == ("StoppingWorkers", ())

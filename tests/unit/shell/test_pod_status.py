@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from steadfast_contract.exits import FailureClass, RankReport
+from steadfast_contract.heartbeat import Pulse
 from steadfast_operator.core.observation import WorkerPhase
 from steadfast_operator.shell.pod_status import worker_of
 
@@ -103,6 +104,52 @@ def test_a_deletion_began_its_grace_before_its_end() -> None:
     meta = {"deletionTimestamp": "2026-01-01T12:01:30Z", "deletionGracePeriodSeconds": 60}
     worker = worker_of(a_pod(meta, phase="Running"))
     assert worker.terminating_since == datetime(2026, 1, 1, 12, 0, 30, tzinfo=UTC)
+
+    assert worker.grace_seconds == 60
+
+
+def test_who_takes_a_worker_off_its_node_is_known_while_it_ends() -> None:
+    meta = {"deletionTimestamp": ENDED, "deletionGracePeriodSeconds": 60}
+    worker = worker_of(a_pod(meta, phase="Running", conditions=disrupted("DeletionByTaintManager")))
+    assert (worker.taken, worker.taken_because) == (FailureClass.NODE_LOST, "DeletionByTaintManager: why")
+    assert worker.end is None
+
+
+SCHEDULED = {"type": "PodScheduled", "status": "True", "lastTransitionTime": ENDED}
+UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+PULLING = {"name": "worker", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+
+
+@pytest.mark.parametrize(
+    ("status", "placed", "waiting"),
+    [
+        pytest.param({}, False, "", id="nobody has looked at it"),
+        pytest.param({"conditions": [UNSCHEDULABLE]}, False, "Unschedulable: 0/3 nodes", id="no room"),
+        pytest.param({"conditions": [SCHEDULED]}, True, "", id="a node, no kubelet"),
+        pytest.param(
+            {"conditions": [SCHEDULED], "containerStatuses": [PULLING]},
+            True,
+            "ImagePullBackOff: no such image",
+            id="no image",
+        ),
+    ],
+)
+def test_what_a_pending_worker_waits_for(status: dict[str, Any], placed: bool, waiting: str) -> None:
+    worker = worker_of(a_pod(phase="Pending", **status))
+    assert (worker.placed_at is not None, worker.waiting, worker.started_at) == (placed, waiting, None)
+
+
+def test_a_worker_starts_with_its_container() -> None:
+    running = [{"name": "worker", "state": {"running": {"startedAt": ENDED}}}]
+    assert worker_of(a_pod(phase="Running", containerStatuses=running)).started_at == datetime(
+        2026, 1, 1, 12, 5, tzinfo=UTC
+    )
+
+
+def test_the_last_words_tell_how_far_it_got() -> None:
+    words = RankReport(code=0, attempt=1, progress=Pulse(step=7)).to_json()
+    worker = worker_of(a_pod(phase="Succeeded", containerStatuses=terminated(0, words)))
+    assert worker.progress == Pulse(step=7)
 
 
 def test_an_end_without_a_time_is_the_last_thing_that_happened() -> None:
