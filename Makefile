@@ -41,7 +41,9 @@ format: install ## Format the code
 	$(BIN)/ruff format
 
 generate: install ## Write generated files: crds/
-	$(BIN)/python -m steadfast_operator.api.crd > crds/trainingjobs.yaml
+	for plural in trainingjobs clustertrainingprofiles; do \
+	  $(BIN)/python -m steadfast_operator.api.crd $$plural > crds/$$plural.yaml; \
+	done
 
 golden: install ## Accept the frozen surfaces as they are now; the diff is for review
 	$(BIN)/pytest -q tests/architecture --update-golden

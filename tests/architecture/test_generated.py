@@ -6,10 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from steadfast_operator.api.crd import RESOURCES
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_custom_resource_definition_is_up_to_date() -> None:
-    command = [sys.executable, "-m", "steadfast_operator.api.crd"]
+@pytest.mark.parametrize("plural", RESOURCES)
+def test_a_custom_resource_definition_is_up_to_date(plural: str) -> None:
+    command = [sys.executable, "-m", "steadfast_operator.api.crd", plural]
     generated = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    assert generated == (ROOT / "crds/trainingjobs.yaml").read_text(), "run `make generate`"
+    assert generated == (ROOT / f"crds/{plural}.yaml").read_text(), "run `make generate`"
+
+
+def test_every_custom_resource_definition_is_generated() -> None:
+    assert {path.stem for path in (ROOT / "crds").iterdir()} == RESOURCES.keys()

@@ -24,7 +24,7 @@ from steadfast_cli.__main__ import main
 from steadfast_contract import CONTRACT_VERSION, checkpoints, folder, heartbeat
 from steadfast_contract.env import RankEnv, WorkerEnv
 from steadfast_contract.exits import CLASS_OF_CODE, ExitCode, FailureClass, RankReport
-from steadfast_operator.api.crd import custom_resource_definition
+from steadfast_operator.api.crd import RESOURCES, custom_resource_definition
 from steadfast_operator.api.reasons import ConditionType, Reason
 
 FOLDER = ROOT / "tests/golden/surfaces"
@@ -152,10 +152,11 @@ def worker_folder(_: Path) -> Iterator[str]:
 
 
 def custom_resource(_: Path) -> Iterator[str]:
-    definition = custom_resource_definition()["spec"]
-    for version in definition["versions"]:
-        name = f"{definition['group']}/{version['name']} {definition['names']['kind']}"
-        yield from (f"{name}{line}" for line in nodes(version["schema"]["openAPIV3Schema"], ""))
+    for plural in RESOURCES:
+        definition = custom_resource_definition(plural)["spec"]
+        for version in definition["versions"]:
+            name = f"{definition['group']}/{version['name']} {definition['names']['kind']}"
+            yield from (f"{name}{line}" for line in nodes(version["schema"]["openAPIV3Schema"], ""))
 
 
 def nodes(schema: dict[str, Any], path: str) -> Iterator[str]:

@@ -1,44 +1,26 @@
-"""The CustomResourceDefinition, made from the pydantic models: `python -m steadfast_operator.api.crd` prints it.
+"""The CustomResourceDefinitions, made from the pydantic models: `python -m steadfast_operator.api.crd PLURAL`.
 
-`crds/trainingjobs.yaml` is its output. pydantic writes JSON Schema that the API server refuses, so `to_structural`
-translates; what it does not understand it refuses too, because a keyword dropped silently is a check lost silently.
+`crds/` holds them. What no single field's schema can say is a rule here, in CEL.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from steadfast_operator.api.types import KIND, TrainingJob, TrainingJobSpec
+from steadfast_operator.api.profile import ClusterTrainingProfile
+from steadfast_operator.api.structural import Schema, to_structural
+from steadfast_operator.api.types import TrainingJob, TrainingJobSpec
 
 GROUP = "steadfast.dev"
 VERSION = "v1alpha1"
 PLURAL = "trainingjobs"
-
-Schema = dict[str, Any]
-
-_KEPT = {
-    "description", "enum", "format", "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength",
-    "minProperties", "minimum", "pattern", "required", "type", "x-kubernetes-list-map-keys", "x-kubernetes-list-type",
-}  # fmt: skip
-_TYPES = ("array", "boolean", "integer", "number", "object", "string")
-_QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
-
-_RESOURCE_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
-
-_POSITIVE = ("self > 0", "quantity(self).isGreaterThan(quantity('0'))", "positive")
-_NOT_NEGATIVE = ("self >= 0", "!quantity(self).isLessThan(quantity('0'))", "non-negative")
-# pydantic spells a bound behind a BeforeValidator in its own words.
-_QUANTITY_BOUNDS = {
-    ("exclusiveMinimum", 0): _POSITIVE,
-    ("gt", 0): _POSITIVE,
-    ("minimum", 0): _NOT_NEGATIVE,
-    ("ge", 0): _NOT_NEGATIVE,
-}
+PROFILES = "clustertrainingprofiles"
 
 MUTABLE = {
     "suspend", "faultTolerance", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "checkpoint.intervalSeconds",
@@ -53,7 +35,7 @@ IMMUTABLE = {
 }
 """Paths below spec that never change, with what the API server answers."""
 
-_RULES: dict[str, list[Schema]] = {
+_JOB_RULES: dict[str, list[Schema]] = {
     "": [
         {
             "rule": "self.metadata.name.size() <= 40",
@@ -80,14 +62,6 @@ _RULES: dict[str, list[Schema]] = {
             "fieldPath": ".runName",
         },
     ],
-    "spec.objectStore": [
-        {
-            "rule": f"!has(self.{name}) || self.{name}.startsWith('steadfast-')",
-            "message": f"{name} must begin with steadfast-: a job may use only what was made for such jobs",
-            "fieldPath": f".{name}",
-        }
-        for name in ("credentialsSecret", "serviceAccountName")
-    ],
     "spec.model": [
         {
             "rule": "!has(self.experts) || !has(self.expertsPerToken) || self.expertsPerToken <= self.experts",
@@ -103,7 +77,7 @@ _RULES: dict[str, list[Schema]] = {
     ],
 }
 
-_COLUMNS: list[Schema] = [
+_JOB_COLUMNS: list[Schema] = [
     {"name": "State", "type": "string", "jsonPath": ".status.state"},
     {"name": "Workers", "type": "string", "jsonPath": ".status.workersReady", "description": "Ready/desired."},
     {"name": "Step", "type": "integer", "jsonPath": ".status.progress.step"},
@@ -116,39 +90,115 @@ _COLUMNS: list[Schema] = [
 ]
 
 
-def custom_resource_definition() -> Schema:
+_PROFILE_RULES: dict[str, list[Schema]] = {
+    "spec": [
+        {
+            "rule": "!has(self.workerResources) || !(self.gpuResource in self.workerResources)",
+            "message": "workerResources names gpuResource, which jobs ask for by gpusPerWorker: leave it out",
+            "fieldPath": ".workerResources",
+        },
+    ],
+    "spec.environment": [
+        {
+            "rule": "!self.exists(name, ['STEADFAST_', 'AWS_', 'S3_'].exists(ours, name.startsWith(ours)))",
+            "message": "environment names a variable that begins with STEADFAST_, AWS_ or S3_: those are told to "
+            "workers by Steadfast and by a job's credentialsSecret",
+        },
+    ],
+    "spec.tolerations[]": [
+        {
+            "rule": "has(self.key) || self.operator == 'Exists'",
+            "message": "a toleration without a key puts up with every taint: write operator Exists, or a key",
+        },
+        {
+            "rule": "self.operator != 'Exists' || !has(self.value) || self.value == ''",
+            "message": "a toleration with operator Exists has no value: leave it out, or write operator Equal",
+            "fieldPath": ".value",
+        },
+        {
+            "rule": "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "message": "tolerationSeconds is of the effect NoExecute alone: write that effect, or leave it out",
+            "fieldPath": ".tolerationSeconds",
+        },
+    ],
+}
+
+_PROFILE_COLUMNS: list[Schema] = [
+    {"name": "GPU", "type": "string", "jsonPath": ".spec.gpuResource"},
+    {"name": "Max Workers", "type": "integer", "jsonPath": ".spec.ceilings.workers"},
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    {"name": "Description", "type": "string", "jsonPath": ".spec.description", "priority": 1},
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resource:
+    """What one definition is made of."""
+
+    model: type[BaseModel]
+    scope: str
+    short_name: str
+    rules: dict[str, list[Schema]]
+    columns: list[Schema]
+
+
+RESOURCES = {
+    PLURAL: _Resource(model=TrainingJob, scope="Namespaced", short_name="tjob", rules=_JOB_RULES, columns=_JOB_COLUMNS),
+    PROFILES: _Resource(
+        model=ClusterTrainingProfile,
+        scope="Cluster",
+        short_name="ctp",
+        rules=_PROFILE_RULES,
+        columns=_PROFILE_COLUMNS,
+    ),
+}
+"""By plural; each is a file of crds/."""
+
+
+def custom_resource_definition(plural: str = PLURAL) -> Schema:
     """The whole object, ready for `kubectl apply`."""
+    resource = RESOURCES[plural]
+    kind = resource.model.__name__
+    schema = _schema(resource)
+    if resource.model is TrainingJob:
+        schema["properties"]["spec"]["x-kubernetes-validations"].extend(_update_rules())
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "metadata": {"name": f"{plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
             "names": {
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "plural": PLURAL,
-                "singular": KIND.lower(),
-                "shortNames": ["tjob"],
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": plural,
+                "singular": kind.lower(),
+                "shortNames": [resource.short_name],
             },
-            "scope": "Namespaced",
+            "scope": resource.scope,
             "versions": [
                 {
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
-                    "additionalPrinterColumns": _COLUMNS,
-                    "schema": {"openAPIV3Schema": _job_schema()},
+                    **({"subresources": {"status": {}}} if "status" in schema["properties"] else {}),
+                    "additionalPrinterColumns": resource.columns,
+                    "schema": {"openAPIV3Schema": schema},
                 }
             ],
         },
     }
 
 
-def _job_schema() -> Schema:
-    written = TrainingJob.model_json_schema(by_alias=True)
-    definitions = written["$defs"]
+def _schema(resource: _Resource) -> Schema:
+    written = resource.model.model_json_schema(by_alias=True)
+    parts = {
+        name: to_structural(part, definitions=written["$defs"], path=name)
+        for name, part in written["properties"].items()
+        if name in ("spec", "status")
+    }
+    for part in parts.values():  # the two as wholes have no defaults: spec must be written, status is ours
+        part.pop("default", None)
     schema: Schema = {
         "description": written["description"],
         "type": "object",
@@ -157,19 +207,18 @@ def _job_schema() -> Schema:
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": to_structural(definitions["TrainingJobSpec"], definitions=definitions, path="spec"),
-            "status": to_structural(definitions["TrainingJobStatus"], definitions=definitions, path="status"),
+            **parts,
         },
     }
-    for path, rules in _RULES.items():
+    for path, rules in resource.rules.items():
         _at(schema, path).setdefault("x-kubernetes-validations", []).extend(rules)
-    schema["properties"]["spec"]["x-kubernetes-validations"].extend(_update_rules())
     return schema
 
 
 def _at(schema: Schema, path: str) -> Schema:
     for name in path.split(".") if path else ():
-        schema = schema["properties"][name]
+        schema = schema["properties"][name.removesuffix("[]")]
+        schema = schema["items"] if name.endswith("[]") else schema
     return schema
 
 
@@ -226,141 +275,18 @@ def _unchanged(path: str) -> str:
     return f"has({now}) == has({before}) && (!has({now}) || {now} == {before})"
 
 
-def to_structural(schema: Mapping[str, Any], *, definitions: Mapping[str, Schema], path: str) -> Schema:
-    """A structural schema that means the same.
-
-    Raises:
-        ValueError: a keyword or form that has no structural counterpart here, or a string, list or map without a
-            bound; the message names the path.
-    """
-    schema, nullable = _inlined(schema, definitions=definitions, path=path)
-    if schema.pop("x-steadfast-quantity", False):
-        return _quantity(schema, nullable=nullable, path=path)
-    if schema.pop("x-steadfast-resource", False):
-        return _resource(schema, path=path)
-    result: Schema = {}
-    for keyword, value in schema.items():
-        match keyword:
-            case "title":
-                pass
-            case "default":
-                if value is not None:
-                    result["default"] = _without_nulls(value)
-                elif not nullable:
-                    raise ValueError(f"{path}: default is null, but the field is not nullable")
-            case "const":
-                result["enum"] = [value]
-            case "exclusiveMinimum" | "exclusiveMaximum":
-                bound = keyword.removeprefix("exclusive").lower()
-                if bound in schema:
-                    raise ValueError(f"{path}: both {bound} and {keyword}")
-                result |= {bound: value, keyword: True}
-            case "properties":
-                result["properties"] = {
-                    name: to_structural(part, definitions=definitions, path=f"{path}.{name}")
-                    for name, part in value.items()
-                }
-            case "items":
-                result["items"] = to_structural(value, definitions=definitions, path=f"{path}[]")
-            case "additionalProperties" if value is False:
-                pass
-            case "additionalProperties" if isinstance(value, dict):
-                result[keyword] = to_structural(value, definitions=definitions, path=f"{path}[*]")
-            case _ if keyword in _KEPT:
-                result[keyword] = value
-            case _:
-                raise ValueError(f"{path}: {keyword}: {value!r} has no structural counterpart here")
-    _refuse_unbounded(result, path=path)
-    return result
-
-
-def _inlined(schema: Mapping[str, Any], *, definitions: Mapping[str, Schema], path: str) -> tuple[Schema, bool]:
-    """The schema without references and without `null` as an alternative, and whether null was one."""
-    result, nullable = dict(schema), False
-    while "$ref" in result or "anyOf" in result:
-        if reference := result.pop("$ref", None):
-            target = definitions[reference.removeprefix("#/$defs/")]
-        else:
-            alternatives = result.pop("anyOf")
-            others = [one for one in alternatives if one != {"type": "null"}]
-            if len(others) != 1 or len(alternatives) != 2:
-                raise ValueError(f"{path}: anyOf {alternatives!r} is not one type or null")
-            target, nullable = others[0], True
-        # What stands beside a reference describes this use of it, and wins.
-        result = {**target, **result}
-    return result, nullable
-
-
-def _without_nulls(default: Any) -> Any:
-    """A model's default without its unset fields: no field is nullable in the API server."""
-    if not isinstance(default, dict):
-        return default
-    return {name: _without_nulls(value) for name, value in default.items() if value is not None}
-
-
-def _quantity(schema: Schema, *, nullable: bool, path: str) -> Schema:
-    """A count: a number, or a string such as 12T. That a string is whole, `quantities.parse_count` checks."""
-    bounds = [(keyword, value) for keyword, value in schema.items() if (keyword, value) in _QUANTITY_BOUNDS]
-    unknown = schema.keys() - {"default", "description", "title", "type"} - {keyword for keyword, _ in bounds}
-    if len(bounds) != 1 or unknown or schema.get("type") != "integer":
-        raise ValueError(f"{path}: {schema!r} is no count that this understands")
-    number, string, words = _QUANTITY_BOUNDS[bounds[0]]
-    result: Schema = {key: schema[key] for key in ("description", "default") if schema.get(key) is not None}
-    if "default" in schema.keys() - result.keys() and not nullable:
-        raise ValueError(f"{path}: default is null, but the field is not nullable")
-    return result | {
-        "x-kubernetes-int-or-string": True,
-        "anyOf": [{"type": "integer"}, {"type": "string"}],
-        "maxLength": 32,
-        "pattern": _QUANTITY_PATTERN,
-        "x-kubernetes-validations": [
-            {
-                "rule": f"type(self) == int ? {number} : isQuantity(self) && {string}",
-                "message": f"must be a {words} whole number, or a quantity such as 4096, 60M or 12T",
-            }
-        ],
-    }
-
-
-def _resource(schema: Schema, *, path: str) -> Schema:
-    """An amount of a resource: a number, or a string such as 500m or 1400Gi."""
-    if schema.keys() - {"description", "title"} != {"type", "maxLength"}:
-        raise ValueError(f"{path}: {schema!r} is no amount that this understands")
-    return {
-        "x-kubernetes-int-or-string": True,
-        "anyOf": [{"type": "integer"}, {"type": "string"}],
-        "maxLength": schema["maxLength"],
-        "pattern": _RESOURCE_PATTERN,
-        "x-kubernetes-validations": [
-            {
-                "rule": f"type(self) == int ? {_POSITIVE[0]} : isQuantity(self) && {_POSITIVE[1]}",
-                "message": "must be a positive quantity such as 96, 500m or 1400Gi",
-            }
-        ],
-    }
-
-
-def _refuse_unbounded(schema: Schema, *, path: str) -> None:
-    match schema.get("type"):
-        case "string" if not ({"enum", "maxLength"} & schema.keys() or schema.get("format") == "date-time"):
-            raise ValueError(f"{path}: a string without maxLength or enum")
-        case "array" if "maxItems" not in schema or "items" not in schema:
-            raise ValueError(f"{path}: a list without maxItems or items")
-        case "object" if "properties" not in schema and not {"additionalProperties", "maxProperties"} <= schema.keys():
-            raise ValueError(f"{path}: an object without properties, or a map without value type or maxProperties")
-        case kind if kind not in _TYPES:
-            raise ValueError(f"{path}: type {kind!r} is no structural type")
-
-
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def main() -> None:
-    """Print the CustomResourceDefinition as YAML."""
-    sys.stdout.write("# Generated by `make generate` from steadfast_operator/api/types.py; do not edit.\n")
-    yaml.dump(custom_resource_definition(), sys.stdout, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+    """Print a CustomResourceDefinition as YAML."""
+    (plural,) = sys.argv[1:]
+    source = RESOURCES[plural].model.__module__.replace(".", "/")
+    sys.stdout.write(f"# Generated by `make generate` from {source}.py; do not edit.\n")
+    definition = custom_resource_definition(plural)
+    yaml.dump(definition, sys.stdout, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 if __name__ == "__main__":

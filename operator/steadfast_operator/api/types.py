@@ -10,40 +10,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import BeforeValidator, Field
 
-from steadfast_operator.api.quantities import parse_count, parse_resource
+from steadfast_operator.api.fields import ApiModel, Count, DnsName, ObjectUri, ResourceQuantity, Seconds
+from steadfast_operator.api.quantities import parse_count
 
 API_VERSION = "steadfast.dev/v1alpha1"
 KIND = "TrainingJob"
-
-Count = Annotated[
-    int,
-    BeforeValidator(parse_count),
-    Field(gt=0, json_schema_extra={"x-steadfast-quantity": True}),
-]
-"""A positive whole number, written plainly or as a Kubernetes quantity: 4096, 60M, 12T."""
-
-ResourceQuantity = Annotated[
-    str,
-    BeforeValidator(parse_resource),
-    Field(max_length=32, json_schema_extra={"x-steadfast-resource": True}),
-]
-"""An amount of a resource, as Kubernetes writes it: 96, 500m, 1400Gi."""
-
-OurName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^steadfast-[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
-"""Something of the namespace that a job may use. The prefix is a fence: whoever may write a TrainingJob could otherwise
-use any account or secret there."""
-
-ObjectUri = Annotated[str, Field(max_length=1024, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s]*)?$")]
-Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore", use_enum_values=False
-    )
 
 
 class Device(StrEnum):
@@ -83,7 +56,7 @@ class Preset(StrEnum):
     DBRX = "dbrx"
 
 
-class Model(_Model):
+class Model(ApiModel):
     """The model: a preset, with any of its numbers overridden."""
 
     preset: Preset = Field(description="Named model shape that the other fields override.")
@@ -99,13 +72,13 @@ class Model(_Model):
     rope_theta: float | None = Field(default=None, gt=0)
 
 
-class Precision(_Model):
+class Precision(ApiModel):
     """How numbers are held while computing."""
 
     recipe: Recipe = Field(default=Recipe.FP32, description="fp32, or bf16 matrix products with fp32 weights.")
 
 
-class Optimizer(_Model):
+class Optimizer(ApiModel):
     """AdamW with decoupled weight decay."""
 
     learning_rate: float = Field(default=3e-4, gt=0, le=10, description="Peak learning rate, after the warm-up.")
@@ -116,7 +89,7 @@ class Optimizer(_Model):
     gradient_clip: float = Field(default=1.0, gt=0, le=1e6, description="Bound on the global gradient norm.")
 
 
-class Schedule(_Model):
+class Schedule(ApiModel):
     """Course of the learning rate: linear warm-up, then decay."""
 
     warmup_tokens: Annotated[int, BeforeValidator(parse_count)] = Field(
@@ -126,7 +99,7 @@ class Schedule(_Model):
     final_fraction: float = Field(default=0.1, ge=0, le=1, description="Share of the peak rate left at the end.")
 
 
-class Train(_Model):
+class Train(ApiModel):
     """How long and in what portions to train. Exactly one of `tokens` and `steps`."""
 
     tokens: Count | None = Field(default=None, description="Tokens to train on; rounded up to whole steps.")
@@ -137,14 +110,14 @@ class Train(_Model):
     seed: int = Field(default=17, ge=0, le=2**31 - 1, description="Seed of the weights and of the data order.")
 
 
-class Stream(_Model):
+class Stream(ApiModel):
     """A folder of MDS shards in an object store, written by `steadfast data prepare`."""
 
     name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
     remote: ObjectUri
 
 
-class Data(_Model):
+class Data(ApiModel):
     """What to train on."""
 
     tokenizer: ObjectUri = Field(description="The tokenizer.json that the shards were tokenized with.")
@@ -155,7 +128,7 @@ class Data(_Model):
     )
 
 
-class Checkpoint(_Model):
+class Checkpoint(ApiModel):
     """Where and how often the state is saved."""
 
     destination: ObjectUri = Field(description="Checkpoints live under <destination>/<runName>/.")
@@ -163,7 +136,7 @@ class Checkpoint(_Model):
     interval_seconds: Seconds = Field(default=120, description="Time between two checkpoints.")
 
 
-class ObjectStore(_Model):
+class ObjectStore(ApiModel):
     """How to reach the object store."""
 
     endpoint: str | None = Field(
@@ -173,20 +146,20 @@ class ObjectStore(_Model):
         description="URL of an S3 service; the default is the environment's (S3_ENDPOINT_URL), else AWS.",
     )
     region: str | None = Field(default=None, max_length=63, pattern=r"^[a-z0-9-]+$")
-    credentials_secret: OurName | None = Field(
+    credentials_secret: DnsName | None = Field(
         default=None,
         description="Secret of the job's namespace whose keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY ...) become "
-        "environment variables of every worker; its name begins with steadfast-. Only in a cluster: locally the "
-        "environment of `steadfast run` counts.",
+        "environment variables of every worker; its name begins with steadfast-, or the profile allows it. Only in a "
+        "cluster: locally the environment of `steadfast run` counts.",
     )
-    service_account_name: OurName | None = Field(
+    service_account_name: DnsName | None = Field(
         default=None,
         description="Service account of the workers, for clouds that grant access to one; its name begins with "
-        "steadfast-. Only in a cluster.",
+        "steadfast-, or the profile allows it. Only in a cluster.",
     )
 
 
-class Resources(_Model):
+class Resources(ApiModel):
     """What each worker may use."""
 
     limits: dict[str, ResourceQuantity] = Field(
@@ -197,14 +170,14 @@ class Resources(_Model):
     )
 
 
-class Hang(_Model):
+class Hang(ApiModel):
     """When silence of a running gang counts as a hang."""
 
     init_seconds: Seconds = Field(default=600, description="From a worker's start to its first training step.")
     first_step_seconds: Seconds = Field(default=900, description="Between two steps, the first one included.")
 
 
-class FaultTolerance(_Model):
+class FaultTolerance(ApiModel):
     """What to survive, and how often."""
 
     max_restarts: int = Field(
@@ -214,7 +187,7 @@ class FaultTolerance(_Model):
     hang: Hang = Hang()
 
 
-class TrainingJobSpec(_Model):
+class TrainingJobSpec(ApiModel):
     """A whole run in one manifest."""
 
     run_name: str | None = Field(
@@ -231,6 +204,11 @@ class TrainingJobSpec(_Model):
         default=None, ge=1, le=64, description="Training processes per worker; default max(1, gpusPerWorker)."
     )
     device: Device = Device.AUTO
+    profile: DnsName = Field(
+        default="default",
+        description="The ClusterTrainingProfile whose nodes, networks and limits apply: an administrator's. Only in a "
+        "cluster.",
+    )
     model: Model
     precision: Precision = Precision()
     train: Train
@@ -264,7 +242,7 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
-class Condition(_Model):
+class Condition(ApiModel):
     """One fact about the job, since when, and why."""
 
     type: str = Field(max_length=63)
@@ -275,7 +253,7 @@ class Condition(_Model):
     observed_generation: int = 0
 
 
-class ProgressStatus(_Model):
+class ProgressStatus(ApiModel):
     """How far training is."""
 
     step: int = 0
@@ -288,7 +266,7 @@ class ProgressStatus(_Model):
     updated: datetime | None = None
 
 
-class CheckpointStatus(_Model):
+class CheckpointStatus(ApiModel):
     """Newest complete checkpoint."""
 
     step: int
@@ -296,7 +274,7 @@ class CheckpointStatus(_Model):
     at: datetime
 
 
-class Restarts(_Model):
+class Restarts(ApiModel):
     """Restarts so far: attempts after the first that a failure caused."""
 
     total: int = 0
@@ -310,7 +288,7 @@ class Restarts(_Model):
     best_step: int = Field(default=0, description="Highest step that any attempt finished.")
 
 
-class LastFailure(_Model):
+class LastFailure(ApiModel):
     """The newest failure and what was done about it."""
 
     class_: str = Field(alias="class", max_length=63)
@@ -321,7 +299,7 @@ class LastFailure(_Model):
     remedy: str = Field(default="", max_length=253)
 
 
-class AttemptStatus(_Model):
+class AttemptStatus(ApiModel):
     """One attempt in the history."""
 
     number: int
@@ -333,7 +311,7 @@ class AttemptStatus(_Model):
     workers_created: int = Field(default=0, description="Workers seen to exist, in node-rank order.")
 
 
-class TrainingJobStatus(_Model):
+class TrainingJobStatus(ApiModel):
     """What the operator knows. Everything that it must remember across its own restarts is here or in records."""
 
     observed_generation: int = 0
@@ -357,7 +335,7 @@ class TrainingJobStatus(_Model):
     workers_ready: str = Field(default="", max_length=32, description="For people: ready/desired.")
 
 
-class Metadata(_Model):
+class Metadata(ApiModel):
     """The part of ObjectMeta that we read."""
 
     name: str = Field(min_length=1, max_length=40, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
@@ -368,7 +346,7 @@ class Metadata(_Model):
     deletion_timestamp: datetime | None = None
 
 
-class TrainingJob(_Model):
+class TrainingJob(ApiModel):
     """One training run: `kubectl apply` it and it finishes."""
 
     api_version: str = API_VERSION

@@ -26,7 +26,7 @@ __all__ = ["NOT_YET", "Problem", "cross_field_problems", "validate_manifest"]
 
 NOT_YET = {
     "spec": (
-        "spares", "profile", "parallelism", "initFrom", "evaluation", "tracking", "command", "queueName",
+        "spares", "parallelism", "initFrom", "evaluation", "tracking", "command", "queueName",
         "priorityClassName", "gang", "topology",
     ),
     "spec.model": ("sharedExperts",),
@@ -56,8 +56,9 @@ _PATTERNS = {
     "spec.checkpoint.destination": "s3://bucket or s3://bucket/path",
     "spec.objectStore.endpoint": "a URL without a path, such as https://s3.example:9000",
     "spec.objectStore.region": "lowercase letters, digits and '-', such as eu-central-1",
-    "spec.objectStore.credentialsSecret": "a name that begins with steadfast-, such as steadfast-s3",
-    "spec.objectStore.serviceAccountName": "a name that begins with steadfast-, such as steadfast-trainer",
+    "spec.objectStore.credentialsSecret": "the name of a secret, such as steadfast-s3",
+    "spec.objectStore.serviceAccountName": "the name of a service account, such as steadfast-trainer",
+    "spec.profile": "the name of a ClusterTrainingProfile, such as default",
 }
 """What a refused string should look like, by path."""
 

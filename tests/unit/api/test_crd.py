@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, checked by reading it as the API server's documentation says."""
+"""The CustomResourceDefinitions, checked by reading it as the API server's documentation says."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field
 
-from steadfast_operator.api.crd import IMMUTABLE, MUTABLE, custom_resource_definition, frozen_paths, to_structural
+from steadfast_operator.api.crd import (
+    IMMUTABLE,
+    MUTABLE,
+    PLURAL,
+    PROFILES,
+    RESOURCES,
+    custom_resource_definition,
+    frozen_paths,
+)
+from steadfast_operator.api.structural import to_structural
 from steadfast_operator.api.types import TrainingJobSpec
 
-VERSION = custom_resource_definition()["spec"]["versions"][0]
-ROOT = VERSION["schema"]["openAPIV3Schema"]
+VERSIONS = {plural: custom_resource_definition(plural)["spec"]["versions"][0] for plural in RESOURCES}
+ROOTS = {plural: version["schema"]["openAPIV3Schema"] for plural, version in VERSIONS.items()}
+ROOT = ROOTS[PLURAL]
 SPEC = ROOT["properties"]["spec"]
+PROFILE = ROOTS[PROFILES]["properties"]["spec"]["properties"]
 
 KEYWORDS = {
     "additionalProperties", "anyOf", "default", "description", "enum", "exclusiveMaximum", "exclusiveMinimum", "format",
@@ -33,7 +44,7 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
             yield from nodes(schema[keyword], f"{path}[]")
 
 
-NODES = [pytest.param(schema, id=path or "root") for path, schema in nodes(ROOT)]
+NODES = [pytest.param(schema, id=f"{plural}{path}") for plural, root in ROOTS.items() for path, schema in nodes(root)]
 
 
 @pytest.mark.parametrize("schema", NODES)
@@ -57,7 +68,7 @@ def test_every_list_and_string_is_bounded(schema: dict[str, Any]) -> None:
     match schema.get("type"):
         case "array":
             assert schema["maxItems"] <= 256
-        case "string" if schema not in (ROOT["properties"]["apiVersion"], ROOT["properties"]["kind"]):
+        case "string" if schema != {"type": "string"}:  # apiVersion and kind
             assert {"maxLength", "enum"} & schema.keys() or schema["format"] == "date-time"
         case "object" if "additionalProperties" in schema:
             assert "maxProperties" in schema
@@ -131,15 +142,49 @@ def test_every_field_of_the_spec_has_a_rule_unless_it_is_named_mutable() -> None
     }
 
 
-def test_columns_read_fields_that_exist() -> None:
-    for column in VERSION["additionalPrinterColumns"]:
-        schema = ROOT
+@pytest.mark.parametrize("plural", RESOURCES)
+def test_columns_read_fields_that_exist(plural: str) -> None:
+    for column in VERSIONS[plural]["additionalPrinterColumns"]:
+        schema = root = ROOTS[plural]
         for name in column["jsonPath"].lstrip(".").split("."):
-            if schema is ROOT["properties"]["metadata"]:
+            if schema is root["properties"]["metadata"]:
                 break
             schema = schema["properties"][name]
         else:
             assert schema["type"] == column["type"], column["name"]
+
+
+def test_a_job_has_a_status_and_a_profile_has_none() -> None:
+    assert "status" in VERSIONS[PLURAL]["subresources"]
+    assert "subresources" not in VERSIONS[PROFILES]
+    assert "status" not in ROOTS[PROFILES]["properties"]
+
+
+def test_a_profile_belongs_to_the_cluster_and_a_job_to_a_namespace() -> None:
+    scopes = {plural: custom_resource_definition(plural)["spec"]["scope"] for plural in RESOURCES}
+    assert scopes == {PLURAL: "Namespaced", PROFILES: "Cluster"}
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("nodeSelector", ["zone", "topology.kubernetes.io/zone"], ["a/b/c", "-a", "A.io/b", ""]),
+        ("annotations", ["k8s.v1.cni.cncf.io/networks"], ["a b", "/a"]),
+        ("environment", ["NCCL_IB_HCA", "_x"], ["1A", "A-B", "A B", ""]),
+        ("workerResources", ["rdma/hca", "vpc.amazonaws.com/efa", "hugepages-2Mi"], ["cpu", "memory", "hca"]),
+    ],
+)
+def test_the_names_in_a_map_of_a_profile_have_a_form(field: str, good: list[str], bad: list[str]) -> None:
+    rule = PROFILE[field]["x-kubernetes-validations"][0]["rule"]
+    pattern = rule.partition("name.matches(r'")[2].removesuffix("'))")
+    assert [name for name in good + bad if re.search(pattern, name)] == good
+
+
+def test_limits_of_ceilings_are_of_resources_that_exist() -> None:
+    rule = PROFILE["ceilings"]["properties"]["limits"]["x-kubernetes-validations"][0]["rule"]
+    pattern = rule.partition("name.matches(r'")[2].removesuffix("'))")
+    found = [name for name in ("cpu", "memory", "ephemeral-storage", "rdma/hca", "cpus") if re.search(pattern, name)]
+    assert found == ["cpu", "memory", "ephemeral-storage", "rdma/hca"]
 
 
 class _Nested(BaseModel):
@@ -185,6 +230,21 @@ def test_a_constant_is_an_enum_of_one() -> None:
         pytest.param({"type": "object"}, "without properties", id="an object of anything"),
         pytest.param(
             {"type": "object", "additionalProperties": {"type": "integer"}}, "maxProperties", id="a map without a bound"
+        ),
+        pytest.param(
+            {"type": "object", "maxProperties": 3, "patternProperties": {"^a$": {"type": "integer"}}},
+            "names of a map need maxLength",
+            id="names without a bound",
+        ),
+        pytest.param(
+            {
+                "type": "object",
+                "maxProperties": 3,
+                "patternProperties": {"^a$": {"type": "integer"}},
+                "propertyNames": {"maxLength": 1},
+            },
+            "x-steadfast-names to describe them",
+            id="names without words",
         ),
         pytest.param({"type": "object", "additionalProperties": True}, "additionalProperties", id="an open object"),
         pytest.param({}, "type None", id="anything"),
