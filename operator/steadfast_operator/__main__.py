@@ -11,9 +11,11 @@ import kopf
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from steadfast_operator.api.crd import PLURAL
 from steadfast_operator.handlers import build_registry, build_settings
 from steadfast_operator.settings import Settings
 from steadfast_operator.shell.api_server import ApiServer
+from steadfast_operator.shell.definitions import await_definitions
 from steadfast_operator.shell.jobs import Jobs
 from steadfast_operator.shell.metrics import Metrics
 
@@ -23,8 +25,9 @@ async def serve(server: ApiServer, *, settings: Settings, stop: asyncio.Event | 
     metrics = Metrics()
     jobs = Jobs(server, metrics=metrics, namespace=settings.namespace, watch_seconds=settings.watch_seconds)
     runner = await _serve_http(jobs, metrics=metrics, settings=settings)
-    jobs.start()
     try:
+        await await_definitions(server, [PLURAL])
+        jobs.start()
         await kopf.operator(
             registry=build_registry(jobs, server=server),
             settings=build_settings(settings),
