@@ -11,7 +11,7 @@ import kopf
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from steadfast_operator.api.crd import PLURAL
+from steadfast_operator.api.crd import GROUP, PLURAL
 from steadfast_operator.handlers import build_registry, build_settings
 from steadfast_operator.settings import Settings
 from steadfast_operator.shell.api_server import ApiServer
@@ -26,7 +26,7 @@ async def serve(server: ApiServer, *, settings: Settings, stop: asyncio.Event | 
     jobs = Jobs(server, metrics=metrics, namespace=settings.namespace, watch_seconds=settings.watch_seconds)
     runner = await _serve_http(jobs, metrics=metrics, settings=settings)
     try:
-        await await_definitions(server, [PLURAL])
+        await await_definitions(server, [f"{PLURAL}.{GROUP}"])
         jobs.start()
         await kopf.operator(
             registry=build_registry(jobs, server=server),

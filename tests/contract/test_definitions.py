@@ -11,6 +11,7 @@ from fakes.apiserver import DISCOVERY, OURS, FakeApiServer, Object, connected, s
 from steadfast_operator.shell.api_server import ApiServer, RefusedError
 from steadfast_operator.shell.definitions import await_definitions
 
+NAME = "trainingjobs.steadfast.dev"
 SECONDS = 10.0
 PATIENTLY = {"pause_seconds": 0.01}
 
@@ -31,7 +32,7 @@ async def server(fake: FakeApiServer) -> AsyncIterator[ApiServer]:
 async def test_definitions_that_are_served_are_not_waited_for(
     server: ApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await asyncio.wait_for(await_definitions(server, ["trainingjobs"], pause_seconds=SECONDS), SECONDS / 2)
+    await asyncio.wait_for(await_definitions(server, [NAME], pause_seconds=SECONDS), SECONDS / 2)
     assert caplog.messages == []
 
 
@@ -48,7 +49,7 @@ async def test_definitions_that_are_not_served_yet_are_waited_for(
 
     monkeypatch.setattr(server, "call", call)
     async with asyncio.timeout(SECONDS):
-        await await_definitions(server, ["trainingjobs"], **PATIENTLY)
+        await await_definitions(server, [NAME], **PATIENTLY)
     assert len(caplog.messages) == 1, "said once"
 
 
@@ -57,13 +58,13 @@ async def test_a_group_that_the_list_of_groups_lacks_is_waited_for(
 ) -> None:
     monkeypatch.setitem(DISCOVERY["/apis"], "groups", [])
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(await_definitions(server, ["trainingjobs"], **PATIENTLY), 0.2)
-    assert "steadfast.dev/v1alpha1 has no trainingjobs" in caplog.text
+        await asyncio.wait_for(await_definitions(server, [NAME], **PATIENTLY), 0.2)
+    assert f"{NAME} not served" in caplog.text
 
 
 async def test_a_server_that_does_not_answer_is_asked_again(fake: FakeApiServer) -> None:
     fake.url = "http://127.0.0.1:9"
     client = connected(fake)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(await_definitions(client, ["trainingjobs"], **PATIENTLY), 0.2)
+        await asyncio.wait_for(await_definitions(client, [NAME], **PATIENTLY), 0.2)
     await client.close()
