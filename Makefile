@@ -40,10 +40,11 @@ format: install ## Format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-generate: install ## Write generated files: crds/
+generate: install ## Write generated files: crds/, the chart's copies and README
 	for plural in trainingjobs clustertrainingprofiles; do \
 	  $(BIN)/python -m steadfast_operator.api.crd $$plural > crds/$$plural.yaml; \
 	done
+	$(BIN)/python charts/generate.py
 
 golden: install ## Accept the frozen surfaces as they are now; the diff is for review
 	$(BIN)/pytest -q tests/architecture --update-golden
