@@ -10,11 +10,19 @@ import numpy as np
 import torch
 from safetensors.torch import load
 
-from steadfast_contract.checkpoints import Manifest
+from steadfast_contract.checkpoints import LATEST, Latest, Manifest
 from steadfast_contract.training import TrainingConfig
 from steadfast_trainer.checkpoint.store import ObjectStore
 from steadfast_trainer.data.order import positions_of, samples_at
 from steadfast_trainer.data.streams import open_stream
+
+
+def newest_checkpoint(uri: str, *, environ: Mapping[str, str]) -> tuple[ObjectStore, Manifest]:
+    """The checkpoint that LATEST names."""
+    store = ObjectStore(uri, env=environ)
+    latest = Latest.from_json(store.get(LATEST))
+    assert latest.manifest is not None
+    return store, Manifest.from_json(store.get(latest.manifest))
 
 
 def tensors_of(store: ObjectStore, manifest: Manifest) -> dict[str, torch.Tensor]:

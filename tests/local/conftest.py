@@ -18,11 +18,9 @@ import yaml
 
 from builders import a_manifest
 from steadfast_cli.embedded_store import EmbeddedStore
-from steadfast_contract.checkpoints import LATEST, Latest, Manifest
 from steadfast_contract.folder import agent_path, pulse_path
 from steadfast_contract.heartbeat import AgentStatus, Pulse, read_pulse
 from steadfast_operator.api.types import TrainingJob
-from steadfast_trainer.checkpoint.store import ObjectStore
 
 POLL_SECONDS = 0.005
 
@@ -170,11 +168,3 @@ def local_run(
     for run in runs:
         if not run.ended:
             run.kill_runtime()
-
-
-def newest_checkpoint(uri: str, *, environ: Mapping[str, str]) -> tuple[ObjectStore, Manifest]:
-    """The checkpoint that LATEST names."""
-    store = ObjectStore(uri, env=environ)
-    latest = Latest.from_json(store.get(LATEST))
-    assert latest.manifest is not None
-    return store, Manifest.from_json(store.get(latest.manifest))

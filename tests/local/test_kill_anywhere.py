@@ -12,8 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from local.conftest import LocalRun, nano, newest_checkpoint
-from local.oracle import assert_every_sample_once, assert_same_tensors, assert_unbroken_chain, tensors_of
+from local.conftest import LocalRun, nano
+from oracle import (
+    assert_every_sample_once,
+    assert_same_tensors,
+    assert_unbroken_chain,
+    newest_checkpoint,
+    tensors_of,
+)
 from steadfast_cli.embedded_store import EmbeddedStore
 from steadfast_operator.api.resolve import training_config
 

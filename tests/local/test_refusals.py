@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from local.conftest import LocalRun, nano, newest_checkpoint
+from local.conftest import LocalRun, nano
+from oracle import newest_checkpoint
 from steadfast_contract.checkpoints import LATEST, Latest
 from steadfast_trainer.checkpoint.store import ObjectStore
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from local.conftest import LocalRun, nano, newest_checkpoint
-from local.oracle import assert_same_tensors, tensors_of
+from local.conftest import LocalRun, nano
+from oracle import assert_same_tensors, newest_checkpoint, tensors_of
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(300)]
 

@@ -16,6 +16,7 @@ from testbed.paths import BIN, KUBECONFIG, STATE, template, write
 from testbed.processes import start, stop, wait_until
 
 NAMES = ("store", "prometheus")
+STORE_VARIABLES = ("S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
 BUCKETS = ("corpora", "runs")
 PROMETHEUS_URL = f"http://{network.CONTROL_ADDRESS}:9090"
 _FIRST_PORT = 18880
