@@ -4,6 +4,7 @@ a_manifest()                                        as a user writes it
 a_job(**{"spec.workers": 4})                        dotted paths, or
 a_job(spec={"train": {"seed": 1}}, status={...})    nested mappings, merged in
 a_manifest(**{"spec.train.steps": REMOVED})         without a field
+a_profile(hostNetwork=True)                         the profile `default`, with these fields of its spec
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from steadfast_operator.api.profile import ClusterTrainingProfile
 from steadfast_operator.api.types import TrainingJob
 
 REMOVED = object()
@@ -53,6 +55,11 @@ def a_job(**overrides: Any) -> TrainingJob:
     for path, value in overrides.items():
         _merge(manifest, _nested(path.split("."), value))
     return TrainingJob.model_validate(manifest)
+
+
+def a_profile(**spec: Any) -> ClusterTrainingProfile:
+    """The profile that jobs have which name none."""
+    return ClusterTrainingProfile.model_validate({"metadata": {"name": "default"}, "spec": spec})
 
 
 def _nested(path: list[str], value: Any) -> dict[str, Any]:

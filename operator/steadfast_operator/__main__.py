@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from steadfast_operator.api.crd import GROUP, PLURAL
+from steadfast_operator.core.network import Callers
 from steadfast_operator.handlers import build_registry, build_settings
 from steadfast_operator.settings import Settings
 from steadfast_operator.shell.api_server import ApiServer
@@ -23,7 +24,13 @@ from steadfast_operator.shell.metrics import Metrics
 async def serve(server: ApiServer, *, settings: Settings, stop: asyncio.Event | None = None) -> None:
     """Look after the cluster's jobs until `stop` is set; without one until kopf takes a SIGTERM, in the main thread."""
     metrics = Metrics()
-    jobs = Jobs(server, metrics=metrics, namespace=settings.namespace, watch_seconds=settings.watch_seconds)
+    jobs = Jobs(
+        server,
+        metrics=metrics,
+        namespace=settings.namespace,
+        watch_seconds=settings.watch_seconds,
+        callers=Callers(operator_namespace=settings.operator_namespace, metrics_namespaces=settings.metrics_namespaces),
+    )
     runner = await _serve_http(jobs, metrics=metrics, settings=settings)
     try:
         await await_definitions(server, [f"{PLURAL}.{GROUP}"])

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import pytest
 
-from builders import JOB_UID, a_job
+from builders import JOB_UID, a_job, a_profile
 from core_builders import a_record
 from fakes.apiserver import FakeApiServer, connected, serving
 from fakes.cluster import FakeCluster, World
@@ -178,6 +178,7 @@ class OnKubernetes:
 async def on_kubernetes() -> AsyncIterator[OnKubernetes]:
     server = FakeApiServer()
     server.add("trainingjobs", a_job().to_object())
+    server.add("clustertrainingprofiles", a_profile().to_object())
     kubelet = FakeKubelet(server, step_seconds=None)
     kubelet.start()
     wake, agents = asyncio.Event(), Agents()
@@ -233,6 +234,8 @@ async def begun(place: Place, *, size: int = 1) -> TrainingJob:
     job = await place.cluster.fetch_job()
     assert job is not None
     await place.cluster.write_status(job, job.status.model_copy(update={"attempt": 1, "next_serial": size}))
+    assert await place.cluster.fetch_profile(job.spec.profile)
+    await place.cluster.isolate_workers(job)
     job = await place.cluster.fetch_job()
     assert job is not None
     return job

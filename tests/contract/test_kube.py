@@ -175,6 +175,36 @@ async def test_an_oom_kill_is_told_from_other_deaths(place: OnKubernetes) -> Non
     assert end.failure_class == FailureClass.OUT_OF_MEMORY
 
 
+async def test_a_worker_is_what_the_profile_of_the_look_says(place: OnKubernetes) -> None:
+    job = await begun(place)
+    place.server.edit(("clustertrainingprofiles", "", "default"), nodeSelector={"pool": "new"})
+    await place.cluster.create_worker(job, creation())
+    assert "nodeSelector" not in place.server.objects[POD]["spec"]
+    assert await place.cluster.fetch_profile("default")
+    await place.cluster.create_worker(job, creation(1, size=2))
+    assert place.server.objects[("pods", "research", named(1))]["spec"]["nodeSelector"] == {"pool": "new"}
+
+
+async def test_no_worker_is_created_without_its_profile(place: OnKubernetes) -> None:
+    job = await begun(place)
+    assert await place.cluster.fetch_profile("h100") is None
+    with pytest.raises(ClusterError, match="profile default was not fetched"):
+        await place.cluster.create_worker(job, creation())
+
+
+async def test_a_profile_that_cannot_be_read_is_an_error_of_the_cluster(place: OnKubernetes) -> None:
+    place.server.edit(("clustertrainingprofiles", "", "default"), hostNetwork="perhaps")
+    with pytest.raises(ClusterError, match="profile default cannot be read"):
+        await place.cluster.fetch_profile("default")
+
+
+async def test_a_network_policy_that_exists_stays(place: OnKubernetes) -> None:
+    job = await begun(place)
+    (before,) = place.server.find("networkpolicies")
+    await place.cluster.isolate_workers(job)
+    assert place.server.find("networkpolicies") == [before]
+
+
 @pytest.mark.parametrize("status", [403, 422, 429, 500])
 async def test_a_refusal_is_an_error_of_the_cluster(place: OnKubernetes, status: int) -> None:
     job = await begun(place)

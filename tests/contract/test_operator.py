@@ -8,20 +8,26 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
 import pytest
 
-from builders import a_job
+from builders import a_job, a_profile
 from fakes.apiserver import FakeApiServer, Object, connected, serving
 from fakes.kubelet import FakeKubelet
 from steadfast_contract.exits import ExitCode
 from steadfast_operator.__main__ import serve
+from steadfast_operator.api.profile import ClusterTrainingProfile
+from steadfast_operator.core.observation import Limits
 from steadfast_operator.settings import Settings
+from steadfast_operator.shell import jobs
 
 SECONDS = 20.0
 JOB = ("trainingjobs", "research", "moe")
+PROFILE = ("clustertrainingprofiles", "", "default")
+DEFAULT = a_profile()
 
 
 @dataclass
@@ -85,7 +91,9 @@ class Site:
 
 
 @asynccontextmanager
-async def a_site(*, steps: int = 10, **overrides: Any) -> AsyncIterator[Site]:
+async def a_site(
+    *, steps: int = 10, profile: ClusterTrainingProfile | None = DEFAULT, **overrides: Any
+) -> AsyncIterator[Site]:
     server = FakeApiServer()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -93,6 +101,8 @@ async def a_site(*, steps: int = 10, **overrides: Any) -> AsyncIterator[Site]:
     kubelet = FakeKubelet(server, steps=steps)
     kubelet.start()
     async with serving(server):
+        if profile is not None:
+            server.add("clustertrainingprofiles", profile.to_object())
         server.add("trainingjobs", a_job(**overrides).to_object())
         site = Site(server, kubelet, settings)
         site.start()
@@ -221,6 +231,68 @@ async def test_a_spec_that_cannot_run_is_refused_until_it_is_corrected() -> None
         assert site.workers() == []
         site.server.edit(JOB, train={"steps": 10, "globalBatchTokens": 256})
         await site.until_state("Succeeded")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused jobs are looked at again soon."""
+    monkeypatch.setattr(jobs, "Limits", partial(Limits, refusal_seconds=0.1))
+
+
+def acceptance(site: Site) -> Object:
+    found: Object = next(c for c in site.status["conditions"] if c["type"] == "Accepted")
+    return found
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_job_that_its_profile_refuses_begins_once_the_profile_allows_it() -> None:
+    profile = a_profile(allowedImages=["registry.example/other:*"], ceilings={"workers": 1})
+    async with a_site(profile=profile) as site:
+        await site.until_state("Invalid")
+        assert site.workers() == []
+        assert (acceptance(site)["status"], acceptance(site)["reason"]) == ("False", "InvalidSpec")
+        assert "is no image that profile default allows" in acceptance(site)["message"]
+        assert "2 workers are 1 more than the 1" in acceptance(site)["message"]
+        site.server.edit(PROFILE, allowedImages=["registry.example/*"], ceilings={"workers": 2})
+        await site.until_state("Succeeded")
+        assert acceptance(site)["status"] == "True"
+        assert reasons(site) == {"Warning InvalidSpec": 1, "Normal FirstStart": 1, "Normal Completed": 1}
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_job_waits_for_a_profile_that_does_not_exist_yet() -> None:
+    async with a_site(profile=None) as site:
+        await site.until_state("Invalid")
+        assert "there is no ClusterTrainingProfile 'default'" in acceptance(site)["message"]
+        site.server.add("clustertrainingprofiles", DEFAULT.to_object())
+        await site.until_state("Succeeded")
+
+
+async def test_the_attempt_after_an_edit_of_the_profile_has_it() -> None:
+    async with a_site(steps=60) as site:
+        await site.until_state("Running")
+        asked = site.server.requests.count("GET /apis/steadfast.dev/v1alpha1/clustertrainingprofiles/default")
+        site.server.edit(PROFILE, nodeSelector={"pool": "new"})
+        await site.until(lambda: site.status["progress"]["step"] > 5)
+        again = site.server.requests.count("GET /apis/steadfast.dev/v1alpha1/clustertrainingprofiles/default")
+        assert again == asked, "a gang that trains costs no request for its profile"
+        site.kubelet.end("moe-7e1f5-1", code=137)
+        await site.until_state("Succeeded")
+        selectors = {pod["metadata"]["name"]: pod["spec"].get("nodeSelector") for pod in site.server.find("pods")}
+        assert selectors == {"moe-7e1f5-2": {"pool": "new"}, "moe-7e1f5-3": {"pool": "new"}}
+
+
+async def test_one_network_policy_is_there_before_the_pods_and_goes_with_the_job() -> None:
+    async with a_site(steps=40) as site:
+        await site.until_state("Running")
+        site.kubelet.end("moe-7e1f5-1", code=137)
+        await site.until_state("Succeeded")
+        (policy,) = site.server.find("networkpolicies")
+        kinds = [event.plural for event in site.server.history if event.type == "ADDED"]
+        assert kinds.index("networkpolicies") < kinds.index("pods")
+        assert policy["metadata"]["ownerReferences"][0]["uid"] == site.job["metadata"]["uid"]
+        site.server.delete(JOB, {})
+        await site.until(lambda: not site.server.find("networkpolicies"))
 
 
 async def test_a_user_error_that_repeats_stops_the_job() -> None:

@@ -24,11 +24,19 @@ from steadfast_operator.shell.api_server import ApiServer
 
 Object = dict[str, Any]
 Key = tuple[str, str, str]
-"""Plural, namespace, name."""
+"""Plural, namespace, name; what belongs to the cluster has no namespace."""
 
-KINDS = {"pods": "Pod", "configmaps": "ConfigMap", "events": "Event", "trainingjobs": "TrainingJob"}
+CORE, OURS, NETWORK = "/api/v1", "/apis/steadfast.dev/v1alpha1", "/apis/networking.k8s.io/v1"
+KINDS = {
+    "pods": (CORE, "Pod"),
+    "configmaps": (CORE, "ConfigMap"),
+    "events": (CORE, "Event"),
+    "trainingjobs": (OURS, "TrainingJob"),
+    "clustertrainingprofiles": (OURS, "ClusterTrainingProfile"),
+    "networkpolicies": (NETWORK, "NetworkPolicy"),
+}
 WITH_STATUS = ("pods", "trainingjobs")
-CORE, OURS = "/api/v1", "/apis/steadfast.dev/v1alpha1"
+CLUSTER_SCOPED = ("clustertrainingprofiles",)
 
 
 class Refused(Exception):
@@ -71,7 +79,8 @@ class FakeApiServer:
 
     def add(self, plural: str, content: Object) -> Object:
         """Create an object that keeps the uid and time that it has."""
-        return self.create(plural, content["metadata"].setdefault("namespace", "default"), content)
+        namespace = "" if plural in CLUSTER_SCOPED else content["metadata"].get("namespace", "default")
+        return self.create(plural, namespace, content)
 
     def find(self, plural: str) -> list[Object]:
         """All objects of a kind, by name."""
@@ -104,7 +113,9 @@ class FakeApiServer:
     def create(self, plural: str, namespace: str, content: Object) -> Object:
         content = copy.deepcopy(content)
         meta = content["metadata"]
-        if meta.setdefault("namespace", namespace) != namespace:
+        if (plural in CLUSTER_SCOPED) == bool(namespace):
+            raise Refused(404, f"{plural} are not looked for there")
+        if namespace and meta.setdefault("namespace", namespace) != namespace:
             raise Refused(400, "the namespace of the object does not match the request's")
         if (plural, namespace, meta["name"]) in self.objects:
             raise Refused(409, f'{plural} "{meta["name"]}" already exists')
@@ -182,7 +193,8 @@ class FakeApiServer:
         self.version += 1
         content = copy.deepcopy(content)
         content["metadata"]["resourceVersion"] = str(self.version)
-        content |= {"kind": KINDS[key[0]], "apiVersion": "steadfast.dev/v1alpha1" if key[0] == "trainingjobs" else "v1"}
+        base, name = KINDS[key[0]]
+        content |= {"kind": name, "apiVersion": base.removeprefix("/api/").removeprefix("/apis/")}
         if kind == "DELETED":
             del self.objects[key]
         else:
@@ -202,8 +214,9 @@ class FakeApiServer:
         app = web.Application()
         for path, answer in DISCOVERY.items():
             app.router.add_get(path, _constant(answer))
-        for base in (CORE, OURS):
+        for base in (CORE, OURS, NETWORK):
             app.router.add_get(base + "/{plural}", self._answer)
+            app.router.add_get(base + "/{plural}/{name}", self._answer)
             app.router.add_route("*", base + "/namespaces/{namespace}/{plural}", self._answer)
             app.router.add_route("*", base + "/namespaces/{namespace}/{plural}/{name}", self._answer)
             app.router.add_route("*", base + "/namespaces/{namespace}/{plural}/{name}/{sub}", self._answer)
@@ -222,7 +235,7 @@ class FakeApiServer:
 
     async def _dispatch(self, request: web.Request) -> Object:
         plural, namespace = request.match_info["plural"], request.match_info.get("namespace", "")
-        if plural not in KINDS:
+        if plural not in KINDS or not request.path.startswith(KINDS[plural][0] + "/"):
             raise Refused(404, f"the server could not find the requested resource {plural}")
         body = await request.json() if request.can_read_body else {}
         if "name" not in request.match_info:
@@ -253,7 +266,7 @@ class FakeApiServer:
         limit = int(request.query.get("limit", "0")) or len(items)
         more = start + limit < len(items)
         meta = {"resourceVersion": str(version)} | ({"continue": f"{version}-{start + limit}"} if more else {})
-        return {"kind": f"{KINDS[plural]}List", "metadata": meta, "items": items[start : start + limit]}
+        return {"kind": f"{KINDS[plural][1]}List", "metadata": meta, "items": items[start : start + limit]}
 
     def _as_of(self, version: int, plural: str) -> list[Object]:
         """Objects as they were: a list that is read in pages shows one moment."""
@@ -288,7 +301,7 @@ class FakeApiServer:
                 if request.transport is not None:
                     request.transport.abort()
         except TimeoutError:
-            bookmark = {"kind": KINDS[plural], "metadata": {"resourceVersion": str(self.version)}}
+            bookmark = {"kind": KINDS[plural][1], "metadata": {"resourceVersion": str(self.version)}}
             await response.write(_line("BOOKMARK", bookmark))
         except ConnectionError:
             pass
@@ -338,7 +351,7 @@ def _selected(content: Object, selector: str, namespace: str) -> bool:
     meta = content["metadata"]
     key, _, value = selector.partition("=")
     found = meta.get("labels", {}).get(key)
-    return (not namespace or meta["namespace"] == namespace) and (
+    return (not namespace or meta.get("namespace") == namespace) and (
         not selector or (found is not None and value in ("", found))
     )
 
@@ -364,7 +377,13 @@ _VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 def _resources(**kinds: str) -> Object:
     return {
         "resources": [
-            {"name": name, "kind": kind, "singularName": kind.lower(), "namespaced": True, "verbs": _VERBS}
+            {
+                "name": name,
+                "kind": kind,
+                "singularName": kind.lower(),
+                "namespaced": name not in CLUSTER_SCOPED,
+                "verbs": _VERBS,
+            }
             for name, kind in kinds.items()
         ]
     }
@@ -379,7 +398,11 @@ DISCOVERY: dict[str, Object] = {
     "/api": {"versions": ["v1"]},
     "/apis": {"groups": [_group("steadfast.dev", "v1alpha1"), _group("apiextensions.k8s.io", "v1")]},
     CORE: _resources(pods="Pod", configmaps="ConfigMap", events="Event", namespaces="Namespace"),
-    OURS: _resources(trainingjobs="TrainingJob", **{"trainingjobs/status": "TrainingJob"}),
+    OURS: _resources(
+        trainingjobs="TrainingJob",
+        clustertrainingprofiles="ClusterTrainingProfile",
+        **{"trainingjobs/status": "TrainingJob"},
+    ),
     "/apis/apiextensions.k8s.io/v1": _resources(customresourcedefinitions="CustomResourceDefinition"),
 }
 """What a server says about itself; kopf asks."""

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from steadfast_contract.exits import ExitCode, FailureClass
 from steadfast_contract.heartbeat import Phase, Pulse
 from steadfast_operator.api.labels import worker_name
+from steadfast_operator.api.profile import ClusterTrainingProfile, ProfileMetadata
 from steadfast_operator.api.types import TrainingJob, TrainingJobStatus
 from steadfast_operator.core.actions import CreateWorker, Decision, EmitEvent
 from steadfast_operator.core.observation import AttemptRecord, Limits, Observation, Worker, WorkerEnd, WorkerPhase
@@ -48,6 +49,8 @@ class FakeCluster:
 
     def __init__(self, job: TrainingJob) -> None:
         self.job: TrainingJob | None = job
+        self.profile: ClusterTrainingProfile | None = ClusterTrainingProfile(metadata=ProfileMetadata(name="default"))
+        self.isolated = False
         self.now = EPOCH
         self.workers: dict[str, Worker] = {}
         self.node_ranks: dict[str, int] = {}
@@ -70,6 +73,10 @@ class FakeCluster:
         self._answer()
         return tuple(self.workers.values())
 
+    async def fetch_profile(self, name: str) -> ClusterTrainingProfile | None:
+        self._answer()
+        return self.profile if self.profile and self.profile.metadata.name == name else None
+
     async def fetch_record(self, number: int) -> AttemptRecord | None:
         self._answer()
         return self.records.get(number)
@@ -81,6 +88,11 @@ class FakeCluster:
             self.records[record.number] = record
         self._die(last)
         return new
+
+    async def isolate_workers(self, job: TrainingJob) -> None:
+        last = self._write()
+        self.isolated = True
+        self._die(last)
 
     async def create_worker(self, job: TrainingJob, action: CreateWorker) -> bool:
         last = self._write()
@@ -158,6 +170,8 @@ class FakeCluster:
 
     def _check_creation(self, action: CreateWorker) -> None:
         assert self.job is not None
+        if not self.isolated:
+            self.violations.append(f"{action} within reach of strangers")
         if action.attempt != self.job.status.attempt or action.attempt not in self.records:
             self.violations.append(f"{action} before its attempt was persisted")
         if any(c.serial == action.serial and c.attempt != action.attempt for c in self.created):

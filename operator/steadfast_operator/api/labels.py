@@ -14,6 +14,11 @@ def worker_name(*, job: str, uid: str, serial: int) -> str:
     return f"{job}-{uid[:5]}-{serial}"
 
 
+def policy_name(*, job: str, uid: str) -> str:
+    """Name of the NetworkPolicy of a job's workers."""
+    return f"{job}-{uid[:5]}"
+
+
 def record_name(*, job: str, uid: str, attempt: int) -> str:
     """Name of the immutable record of one attempt."""
     return f"{job}-{uid[:5]}-attempt-{attempt}"

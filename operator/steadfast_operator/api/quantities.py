@@ -42,3 +42,26 @@ def parse_resource(value: object) -> str:
     if not match or match[2] not in (*_SUFFIXES, "m") or not Decimal(match[1]):
         raise ValueError(f"{value!r} is no amount: write a positive quantity such as 96, 500m or 1400Gi")
     return str(value)
+
+
+def excess(text: str, *, over: str) -> str:
+    """How much one amount of a resource is above another, in the other's unit (248Gi); empty when it is not.
+
+    Raises:
+        ValueError: one of them is no amount.
+    """
+    (amount, unit), (ceiling, ceiling_unit) = _parts(text), _parts(over)
+    left = amount * _unit(unit) / _unit(ceiling_unit) - ceiling
+    if left <= 0:
+        return ""
+    return f"{max(left, Decimal('0.001')):.3f}".rstrip("0").rstrip(".") + ceiling_unit
+
+
+def _parts(text: str) -> tuple[Decimal, str]:
+    match = _QUANTITY.fullmatch(parse_resource(text))
+    assert match is not None
+    return Decimal(match[1]), match[2]
+
+
+def _unit(suffix: str) -> Decimal:
+    return Decimal("0.001") if suffix == "m" else Decimal(_SUFFIXES[suffix])

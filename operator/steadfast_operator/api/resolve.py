@@ -10,6 +10,7 @@ import json
 
 from steadfast_contract.models import PRESETS, ModelShape
 from steadfast_contract.training import OptimizerConfig, ScheduleConfig, StreamConfig, TrainingConfig
+from steadfast_operator.api.profile import ClusterTrainingProfile
 from steadfast_operator.api.types import Model, Train, TrainingJob
 
 
@@ -71,10 +72,15 @@ def training_config(job: TrainingJob) -> TrainingConfig:
     )
 
 
-def config_digest(job: TrainingJob) -> str:
+MERELY_ALLOWED = {"description", "allowed_images", "allowed_service_accounts", "allowed_secrets", "ceilings"}
+"""Fields of a profile that leave no trace in a pod."""
+
+
+def config_digest(job: TrainingJob, profile: ClusterTrainingProfile) -> str:
     """`sha256:...` over everything that makes one worker differ from another.
 
-    Suspension, fault tolerance and deadline are the operator's business and leave it as it is.
+    Suspension, fault tolerance and deadline are the operator's business and leave it as it is; so does what a profile
+    merely allows.
 
     Raises:
         ValueError: `cross_field_problems` would have refused the job.
@@ -88,5 +94,6 @@ def config_digest(job: TrainingJob) -> str:
         "ranksPerWorker": spec.ranks,
         "objectStore": spec.object_store.model_dump(mode="json", by_alias=True),
         "resources": spec.resources.limits,
+        "profile": profile.spec.model_dump(mode="json", by_alias=True, exclude=MERELY_ALLOWED),
     }
     return f"sha256:{hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()}"

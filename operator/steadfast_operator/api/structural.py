@@ -126,6 +126,8 @@ def _quantity(schema: Schema, *, nullable: bool, path: str) -> Schema:
     if len(bounds) != 1 or unknown or schema.get("type") != "integer":
         raise ValueError(f"{path}: {schema!r} is no count that this understands")
     number, string, words = _QUANTITY_BOUNDS[bounds[0]]
+    # isInteger is false of every fraction with a binary suffix, 1.5Ki included: the model looks at those.
+    string = f"isQuantity(self) && (self.endsWith('i') || quantity(self).isInteger()) && {string}"
     result: Schema = {key: schema[key] for key in ("description", "default") if schema.get(key) is not None}
     if "default" in schema.keys() - result.keys() and not nullable:
         raise ValueError(f"{path}: default is null, but the field is not nullable")
@@ -136,7 +138,7 @@ def _quantity(schema: Schema, *, nullable: bool, path: str) -> Schema:
         "pattern": _QUANTITY_PATTERN,
         "x-kubernetes-validations": [
             {
-                "rule": f"type(self) == int ? {number} : isQuantity(self) && quantity(self).isInteger() && {string}",
+                "rule": f"type(self) == int ? {number} : {string}",
                 "message": f"must be a {words} whole number, or a quantity such as 4096, 60M or 12T",
             }
         ],

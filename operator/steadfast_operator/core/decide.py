@@ -183,11 +183,12 @@ def _create(seen: Observation, missing: tuple[CreateWorker, ...]) -> Decision:
 
 
 def _abandon(seen: Observation) -> Decision:
-    """The spec was edited while the gang was being created: it would be mixed of two configurations."""
+    """The spec or profile was edited while the gang was being created: it would be mixed of two configurations."""
     reason = Reason.CONFIGURATION_CHANGED
     status = attempts.ended(seen, statuses.observed(seen), outcome=reason)
     actions = _deletion(_unstopped(tuple(seen.members.values())), 0, reason)
-    return _under_way(seen, reason, "The spec changed before all workers were created.", status=status, actions=actions)
+    message = "The spec or its profile changed before all workers were created."
+    return _under_way(seen, reason, message, status=status, actions=actions)
 
 
 def _watch(seen: Observation) -> Decision:
@@ -245,7 +246,9 @@ def _next_look(seen: Observation, status: TrainingJobStatus, reason: Reason) -> 
         times.append(seen.now + timedelta(seconds=seen.limits.progress_seconds))
     elif reason == Reason.BACKING_OFF and status.restart_at is not None:
         times.append(status.restart_at)
-    elif reason not in (Reason.SUSPENDED, Reason.INVALID_SPEC):
+    elif reason == Reason.INVALID_SPEC:
+        times.append(seen.now + timedelta(seconds=seen.limits.refusal_seconds))
+    elif reason != Reason.SUSPENDED:
         times.append(seen.now + timedelta(seconds=seen.limits.poll_seconds))
     return max((min(times) - seen.now).total_seconds(), 0.0) if times else None
 

@@ -110,6 +110,8 @@ class Limits:
     """From the first worker that is done to the last."""
     poll_seconds: float = 0.5
     """Longest time between two observations while workers start or stop."""
+    refusal_seconds: float = 15
+    """Longest time between two observations of a refused job: an edit of its profile wakes nobody."""
     progress_seconds: float = 5
     """Longest time between two observations of a training gang, and shortest between two writes of its progress."""
 

@@ -1,4 +1,7 @@
-"""The pod of one worker, from the job and the decision to create it. `shell/kube.py` sends it as it is."""
+"""The pod of one worker, from the job, its profile and the decision to create it. `shell/kube.py` sends it as it is.
+
+It has no privilege but those that the profile gives.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 from steadfast_contract.env import WorkerEnv
 from steadfast_contract.folder import termination_path
 from steadfast_operator.api import labels
+from steadfast_operator.api.profile import ClusterTrainingProfile, ProfileSpec
 from steadfast_operator.api.types import API_VERSION, KIND, TrainingJob
 from steadfast_operator.core.actions import CreateWorker
 from steadfast_operator.core.workers import worker_env
@@ -15,7 +19,6 @@ Manifest = dict[str, Any]
 
 CONTAINER = "worker"
 USER = 10001
-GPU = "nvidia.com/gpu"
 _VOLUMES = {
     "shared-memory": ("/dev/shm", {"medium": "Memory"}),
     "work": (WorkerEnv.folder, {}),
@@ -24,7 +27,9 @@ _VOLUMES = {
 """What a worker may write: all of it ends with the pod."""
 
 
-def build_worker_pod(job: TrainingJob, action: CreateWorker, *, training: str, grace_seconds: int) -> Manifest:
+def build_worker_pod(
+    job: TrainingJob, action: CreateWorker, *, profile: ClusterTrainingProfile, training: str, grace_seconds: int
+) -> Manifest:
     """The manifest; `training` is the `TrainingConfig` as JSON, `grace_seconds` the time to save in after SIGTERM."""
     env = worker_env(job, action, training=training)
     pod: Manifest = {
@@ -54,12 +59,30 @@ def build_worker_pod(job: TrainingJob, action: CreateWorker, *, training: str, g
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "volumes": [{"name": name, "emptyDir": dict(source)} for name, (_, source) in _VOLUMES.items()],
-            "containers": [_container(job, env)],
+            "containers": [_container(job, env, profile=profile.spec)],
         },
     }
+    _place(pod, profile.spec)
     if (account := job.spec.object_store.service_account_name) is not None:
         pod["spec"]["serviceAccountName"] = account
     return pod
+
+
+def _place(pod: Manifest, profile: ProfileSpec) -> None:
+    """Where the pod may run, and in which network."""
+    spec = pod["spec"]
+    if profile.annotations:
+        pod["metadata"]["annotations"] = dict(profile.annotations)
+    if profile.node_selector:
+        spec["nodeSelector"] = dict(profile.node_selector)
+    if profile.tolerations:
+        spec["tolerations"] = [
+            toleration.model_dump(mode="json", by_alias=True, exclude_none=True) for toleration in profile.tolerations
+        ]
+    if profile.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in profile.image_pull_secrets]
+    if profile.host_network:
+        spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
 
 
 def child_labels(*, job: str, uid: str) -> dict[str, str]:
@@ -76,24 +99,26 @@ def owner_reference(*, job: str, uid: str) -> Manifest:
     return {"apiVersion": API_VERSION, "kind": KIND, "name": job, "uid": uid, "controller": True}
 
 
-def _container(job: TrainingJob, env: WorkerEnv) -> Manifest:
+def _container(job: TrainingJob, env: WorkerEnv, *, profile: ProfileSpec) -> Manifest:
+    variables = profile.environment | env.to_mapping() | _object_store(job)
     container: Manifest = {
         "name": CONTAINER,
         "image": job.spec.image,
         "command": ["python", "-m", "steadfast_agent"],
-        "env": [_variable(name, value) for name, value in (env.to_mapping() | _object_store(job)).items()],
-        "ports": [{"name": "agent", "containerPort": env.port}],
+        "env": [_variable(name, value) for name, value in variables.items()],
+        "ports": _ports(env, on_host=profile.host_network),
         "livenessProbe": _probe("/healthz", env.port) | {"periodSeconds": 5, "failureThreshold": 6},
         "readinessProbe": _probe("/readyz", env.port) | {"periodSeconds": 2},
         "terminationMessagePath": str(termination_path(env.folder)),
         "securityContext": {
-            "allowPrivilegeEscalation": False,
+            # A program that is not root has a capability only by gaining it from its file.
+            "allowPrivilegeEscalation": bool(profile.capabilities),
             "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+            "capabilities": {"drop": ["ALL"]} | _added(profile),
         },
         "volumeMounts": [{"name": name, "mountPath": path} for name, (path, _) in _VOLUMES.items()],
     }
-    if limits := _limits(job):
+    if limits := _limits(job, profile):
         container["resources"] = {"limits": limits, "requests": dict(limits)}
     if (secret := job.spec.object_store.credentials_secret) is not None:
         container["envFrom"] = [{"secretRef": {"name": secret}}]
@@ -109,9 +134,22 @@ def _probe(path: str, port: int) -> Manifest:
     return {"httpGet": {"path": path, "port": port}, "timeoutSeconds": 5}
 
 
-def _limits(job: TrainingJob) -> dict[str, str]:
-    gpus = {GPU: str(job.spec.gpus_per_worker)} if job.spec.gpus_per_worker else {}
-    return job.spec.resources.limits | gpus
+def _ports(env: WorkerEnv, *, on_host: bool) -> list[Manifest]:
+    """In a node's network they are the node's: the scheduler keeps apart what would listen on the same ones."""
+    if not on_host:
+        return [{"name": "agent", "containerPort": env.port}]
+    ports = {"agent": env.port, "rendezvous": env.master_port}
+    return [{"name": name, "containerPort": port, "hostPort": port} for name, port in ports.items()]
+
+
+def _added(profile: ProfileSpec) -> Manifest:
+    return {"add": [str(capability) for capability in profile.capabilities]} if profile.capabilities else {}
+
+
+def _limits(job: TrainingJob, profile: ProfileSpec) -> dict[str, str]:
+    given = {name: str(count) for name, count in profile.worker_resources.items()}
+    gpus = {profile.gpu_resource: str(job.spec.gpus_per_worker)} if job.spec.gpus_per_worker else {}
+    return given | job.spec.resources.limits | gpus
 
 
 def _object_store(job: TrainingJob) -> dict[str, str]:

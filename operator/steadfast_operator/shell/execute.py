@@ -30,6 +30,8 @@ async def execute(cluster: Cluster, job: TrainingJob, decision: Decision) -> Non
     if status != job.status:
         await cluster.write_status(job, status)
     creates = [action for action in decision.actions if isinstance(action, CreateWorker)]
+    if creates:
+        await cluster.isolate_workers(job)
     for start in range(0, len(creates), CREATES_AT_ONCE):
         batch = creates[start : start + CREATES_AT_ONCE]
         await asyncio.gather(*(cluster.create_worker(job, action) for action in batch))

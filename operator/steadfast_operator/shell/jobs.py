@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from steadfast_operator.core.network import Callers
 from steadfast_operator.core.observation import Limits
 from steadfast_operator.core.status import is_finished
 from steadfast_operator.shell.agents import Agents
@@ -46,8 +47,9 @@ class Jobs:
         namespace: str | None = None,
         watch_seconds: int = 120,
         limits: Limits | None = None,
+        callers: Callers | None = None,
     ) -> None:
-        self._server, self._metrics = server, metrics
+        self._server, self._metrics, self._callers = server, metrics, callers
         self._limits, self._clock = limits or Limits(), SystemClock()
         self._agents = Agents()
         self.pods = PodCache(server, on_change=self._wake, namespace=namespace, watch_seconds=watch_seconds)
@@ -90,6 +92,7 @@ class Jobs:
             server=self._server,
             pods=self.pods,
             agents=self._agents,
+            callers=self._callers,
             grace_seconds=self._limits.stop_grace_seconds,
         )
         try:

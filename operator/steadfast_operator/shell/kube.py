@@ -1,4 +1,4 @@
-"""The cluster port on Kubernetes: one job, its pods, its records, its events.
+"""The cluster port on Kubernetes: one job, its profile, its pods, its records, its events.
 
 Pods come from the cache, everything else is read from the API server when it is needed. What only agents know (who has
 answered, how far training is) is remembered here, as long as the operator lives.
@@ -20,11 +20,13 @@ from pydantic import ValidationError
 from steadfast_contract.env import WorkerEnv
 from steadfast_contract.heartbeat import AgentStatus, Pulse
 from steadfast_operator.api import labels
-from steadfast_operator.api.crd import GROUP, PLURAL, VERSION
+from steadfast_operator.api.crd import GROUP, PLURAL, PROFILES, VERSION
+from steadfast_operator.api.profile import ClusterTrainingProfile
 from steadfast_operator.api.resolve import training_config
 from steadfast_operator.api.types import API_VERSION, KIND, TrainingJob, TrainingJobStatus
 from steadfast_operator.core import attempts
 from steadfast_operator.core.actions import CreateWorker, EmitEvent
+from steadfast_operator.core.network import Callers, build_network_policy
 from steadfast_operator.core.observation import AttemptRecord, Worker, WorkerPhase
 from steadfast_operator.core.pods import build_worker_pod, child_labels, owner_reference
 from steadfast_operator.shell.agents import Agents
@@ -70,11 +72,19 @@ class KubeCluster:
     """Implements `ports.Cluster` for one job."""
 
     def __init__(
-        self, key: JobKey, *, server: ApiServer, pods: PodCache, agents: Agents, grace_seconds: int = 60
+        self,
+        key: JobKey,
+        *,
+        server: ApiServer,
+        pods: PodCache,
+        agents: Agents,
+        callers: Callers | None = None,
+        grace_seconds: int = 60,
     ) -> None:
         """`grace_seconds` is what pods are given to save in when others end them."""
         self.key, self._server, self._pods, self._agents = key, server, pods, agents
-        self._grace_seconds = grace_seconds
+        self._callers, self._grace_seconds = callers or Callers(), grace_seconds
+        self._profile: ClusterTrainingProfile | None = None
         self._fetched: tuple[TrainingJob, Object] | None = None
         self._records: dict[int, AttemptRecord] = {}
         self._told: dict[str, _Told] = {}
@@ -106,6 +116,19 @@ class KubeCluster:
         await asyncio.gather(*(self._ask(pod) for pod in pods if self._is_worth_asking(pod)))
         pods = self._mine()  # an end that came meanwhile says more than an answer
         return tuple(self._worker(pod) for pod in pods)
+
+    async def fetch_profile(self, name: str) -> ClusterTrainingProfile | None:
+        """The profile as the API server's quorum holds it."""
+        self._profile = None
+        try:
+            content = await self._server.call("GET", f"/apis/{GROUP}/{VERSION}/{PROFILES}/{quote(name)}")
+            self._profile = ClusterTrainingProfile.model_validate(content)
+        except RefusedError as error:
+            if error.status != 404:
+                raise
+        except ValidationError as error:
+            raise ClusterError(f"profile {name} cannot be read: {error}") from error
+        return self._profile
 
     async def fetch_record(self, number: int) -> AttemptRecord | None:
         """The record of one attempt; it never changes, so it is read once."""
@@ -145,10 +168,18 @@ class KubeCluster:
             await self._delete(f"{self._records_path}/{old}", {})
         return created is not None
 
+    async def isolate_workers(self, job: TrainingJob) -> None:
+        """Create the job's NetworkPolicy. One that exists stays as it is, like the pods that it was made for."""
+        path = f"/apis/networking.k8s.io/v1/namespaces/{quote(self.key.namespace)}/networkpolicies"
+        await self._create(path, build_network_policy(job, self._callers))
+
     async def create_worker(self, job: TrainingJob, action: CreateWorker) -> bool:
         """Create the worker's pod."""
-        training = training_config(job).to_json()
-        pod = build_worker_pod(job, action, training=training, grace_seconds=self._grace_seconds)
+        profile, name = self._profile, job.spec.profile
+        if profile is None or profile.metadata.name != name:
+            raise ClusterError(f"profile {name} was not fetched")
+        training, grace_seconds = training_config(job).to_json(), self._grace_seconds
+        pod = build_worker_pod(job, action, profile=profile, training=training, grace_seconds=grace_seconds)
         created = await self._create(self._pods_path, pod)
         if created is not None:
             self._pods.put(created)

@@ -22,6 +22,8 @@ import aiohttp
 from steadfast_contract.exits import FailureClass, RankReport, failure_class
 from steadfast_contract.folder import agent_path, cache_path, pulse_path, termination_path
 from steadfast_contract.heartbeat import AgentStatus, read_pulse
+from steadfast_operator.api.acceptance import permitting
+from steadfast_operator.api.profile import ClusterTrainingProfile
 from steadfast_operator.api.resolve import training_config
 from steadfast_operator.api.types import TrainingJob, TrainingJobStatus
 from steadfast_operator.core.actions import CreateWorker, EmitEvent
@@ -85,6 +87,11 @@ class LocalCluster:
         self._workers = {name: w for name, w in self._workers.items() if not (w.deleted and w.gone)}
         return workers
 
+    async def fetch_profile(self, name: str) -> ClusterTrainingProfile | None:
+        """One that permits the job: nobody administers this machine for others."""
+        job = self._folder.read()
+        return permitting(job) if job is not None else None
+
     async def fetch_record(self, number: int) -> AttemptRecord | None:
         """One attempt record."""
         return self._folder.read_record(number)
@@ -92,6 +99,9 @@ class LocalCluster:
     async def create_record(self, record: AttemptRecord) -> bool:
         """Write an attempt down, once."""
         return self._folder.create_record(record)
+
+    async def isolate_workers(self, job: TrainingJob) -> None:
+        """Nothing to do: workers listen on this machine's own address."""
 
     async def create_worker(self, job: TrainingJob, action: CreateWorker) -> bool:
         """Start an agent."""

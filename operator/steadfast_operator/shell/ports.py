@@ -9,6 +9,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Protocol
 
+from steadfast_operator.api.profile import ClusterTrainingProfile
 from steadfast_operator.api.types import TrainingJob, TrainingJobStatus
 from steadfast_operator.core.actions import CreateWorker, EmitEvent
 from steadfast_operator.core.observation import AttemptRecord, Worker
@@ -31,11 +32,20 @@ class Cluster(Protocol):
     async def list_workers(self) -> tuple[Worker, ...]:
         """Every worker of the job, of whatever attempt, with what its agent last said."""
 
+    async def fetch_profile(self, name: str) -> ClusterTrainingProfile | None:
+        """What jobs that name this profile may ask for; None when there is none of that name.
+
+        Workers are created with the one that was fetched last: what was accepted is what they get.
+        """
+
     async def fetch_record(self, number: int) -> AttemptRecord | None:
         """The record of one attempt."""
 
     async def create_record(self, record: AttemptRecord) -> bool:
         """Write an attempt down. False: there is a record of that number already, and it stays as it is."""
+
+    async def isolate_workers(self, job: TrainingJob) -> None:
+        """Keep strangers away from the workers to come, as far as this cluster can. It may have been done before."""
 
     async def create_worker(self, job: TrainingJob, action: CreateWorker) -> bool:
         """Create a worker. False: there is one of that name already."""

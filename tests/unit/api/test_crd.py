@@ -107,6 +107,11 @@ def test_only_null_alternatives_of_fields_are_dropped() -> None:
     assert SPEC["required"] == ["image", "model", "train", "data", "checkpoint"]
 
 
+def test_a_count_is_whole() -> None:
+    rule = SPEC["properties"]["train"]["properties"]["tokens"]["x-kubernetes-validations"][0]["rule"]
+    assert "self.endsWith('i') || quantity(self).isInteger()" in rule
+
+
 def test_a_count_is_positive_but_a_warmup_may_be_zero() -> None:
     train = SPEC["properties"]["train"]["properties"]
     assert "self > 0" in train["tokens"]["x-kubernetes-validations"][0]["rule"]

@@ -1,4 +1,4 @@
-"""Counts written as Kubernetes quantities."""
+"""Counts and amounts written as Kubernetes quantities."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steadfast_operator.api.quantities import parse_count
+from steadfast_operator.api.quantities import excess, parse_count
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,23 @@ def test_anything_else_is_refused_with_the_value(written: object) -> None:
 def test_a_number_survives_being_written(number: int) -> None:
     assert parse_count(str(number)) == parse_count(number) == number
     assert parse_count(f"{number}k") == number * 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "over", "more"),
+    [
+        ("1", "500m", "500m"),
+        ("500m", "1", ""),
+        ("1000m", "1", ""),
+        ("1Gi", "1G", "0.074G"),
+        ("1G", "1Gi", ""),
+        ("2Ti", "1800Gi", "248Gi"),
+        ("1.5", "1", "0.5"),
+        ("200", "192", "8"),
+        ("1000001", "1000k", "0.001k"),
+        ("1000.0001k", "1000k", "0.001k"),
+        ("9" * 28 + "E", "1", "9" * 28 + "0" * 18),
+    ],
+)
+def test_how_much_one_amount_is_above_another(text: str, over: str, more: str) -> None:
+    assert excess(text, over=over) == more

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from builders import REMOVED, a_job
+from builders import REMOVED, a_job, a_profile
 from steadfast_contract.models import PRESETS
 from steadfast_contract.training import TrainingConfig
+from steadfast_operator.api.profile import ProfileSpec
 from steadfast_operator.api.resolve import config_digest, model_shape, total_steps, training_config
 
 
@@ -81,8 +82,8 @@ def test_the_configuration_survives_its_environment_variable() -> None:
 
 
 def test_a_digest_is_short_and_stable() -> None:
-    assert config_digest(a_job()) == config_digest(a_job())
-    assert len(config_digest(a_job())) == len("sha256:") + 64
+    assert config_digest(a_job(), a_profile()) == config_digest(a_job(), a_profile())
+    assert len(config_digest(a_job(), a_profile())) == len("sha256:") + 64
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_a_digest_is_short_and_stable() -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_what_makes_workers_differ_changes_the_digest(change: dict[str, Any]) -> None:
-    assert config_digest(a_job(**change)) != config_digest(a_job())
+    assert config_digest(a_job(**change), a_profile()) != config_digest(a_job(), a_profile())
 
 
 @pytest.mark.parametrize(
@@ -116,4 +117,42 @@ def test_what_makes_workers_differ_changes_the_digest(change: dict[str, Any]) ->
     ids=lambda change: next(iter(change)),
 )
 def test_the_operators_own_business_leaves_the_digest(change: dict[str, Any]) -> None:
-    assert config_digest(a_job(**change)) == config_digest(a_job())
+    assert config_digest(a_job(**change), a_profile()) == config_digest(a_job(), a_profile())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"nodeSelector": {"pool": "h100"}},
+        {"tolerations": [{"operator": "Exists"}]},
+        {"gpuResource": "amd.com/gpu"},
+        {"workerResources": {"rdma/hca": 8}},
+        {"annotations": {"a": "b"}},
+        {"hostNetwork": True},
+        {"capabilities": ["IPC_LOCK"]},
+        {"environment": {"NCCL_DEBUG": "INFO"}},
+        {"imagePullSecrets": ["registry"]},
+    ],
+    ids=lambda spec: next(iter(spec)),
+)
+def test_what_a_profile_gives_to_workers_changes_the_digest(spec: dict[str, Any]) -> None:
+    assert config_digest(a_job(), a_profile(**spec)) != config_digest(a_job(), a_profile())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"description": "x"},
+        {"allowedImages": ["*"]},
+        {"allowedSecrets": ["s3"]},
+        {"allowedServiceAccounts": ["default"]},
+        {"ceilings": {"workers": 2}},
+    ],
+    ids=lambda spec: next(iter(spec)),
+)
+def test_what_a_profile_merely_allows_leaves_the_digest(spec: dict[str, Any]) -> None:
+    assert config_digest(a_job(), a_profile(**spec)) == config_digest(a_job(), a_profile())
+
+
+def test_every_field_of_a_profile_was_thought_about() -> None:
+    assert len(ProfileSpec.model_fields) == 9 + 5

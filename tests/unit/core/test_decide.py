@@ -355,7 +355,7 @@ def test_the_next_look_is_not_later_than_the_deadline(seen: Observation, wake: f
 
 def test_an_invalid_job_gets_no_worker_and_one_event() -> None:
     seen = a_look(problems=("spec.model: no.",))
-    expected = {"reason": "InvalidSpec", "message": "spec.model: no.", "wake": None}
+    expected = {"reason": "InvalidSpec", "message": "spec.model: no.", "wake": 15}
     decision = told(seen)
     assert decision["changes"].pop("conditions") == {"Accepted": ("False", "InvalidSpec")}
     assert decision["changes"] == {"observed_generation": 1, "state": "Invalid", "workers_ready": "0/2"}

@@ -65,6 +65,18 @@ async def test_nothing_is_done_on_the_ground_of_an_old_job() -> None:
     assert cluster.created == []
 
 
+async def test_workers_are_out_of_strangers_reach_before_they_exist() -> None:
+    seen = a_start()
+    cluster = FakeCluster(seen.job)
+    cluster.records[1] = a_record()
+    cluster.kill_at = (1, False)
+    with pytest.raises(OperatorKilled):
+        await execute(cluster, seen.job, decide(seen))
+    assert cluster.created == []
+    await execute(cluster, seen.job, decide(seen))
+    assert (cluster.isolated, len(cluster.created), cluster.violations) == (True, 1, [])
+
+
 async def test_a_worker_that_exists_is_no_error() -> None:
     seen = a_start()
     cluster = FakeCluster(seen.job)
