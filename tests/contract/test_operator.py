@@ -273,7 +273,8 @@ async def test_the_attempt_after_an_edit_of_the_profile_has_it() -> None:
         await site.until_state("Running")
         asked = site.server.requests.count("GET /apis/steadfast.dev/v1alpha1/clustertrainingprofiles/default")
         site.server.edit(PROFILE, nodeSelector={"pool": "new"})
-        await site.until(lambda: site.status["progress"]["step"] > 5)
+        site.server.edit(JOB, faultTolerance={"maxRestarts": 3})
+        await site.until(lambda: site.status["observedGeneration"] == 2)
         again = site.server.requests.count("GET /apis/steadfast.dev/v1alpha1/clustertrainingprofiles/default")
         assert again == asked, "a gang that trains costs no request for its profile"
         site.kubelet.end("moe-7e1f5-1", code=137)
