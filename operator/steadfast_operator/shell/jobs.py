@@ -22,6 +22,8 @@ from steadfast_operator.shell.pod_cache import PodCache
 from steadfast_operator.shell.ports import ClusterError, SystemClock
 
 RETRY_SECONDS = 10.0
+VICTIM_WAIT_SECONDS = 3.0
+"""Kubelets tell of an end up to two seconds late, and in whole seconds: whoever broke a collective may be heard last."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class Jobs:
         callers: Callers | None = None,
     ) -> None:
         self._server, self._metrics, self._callers = server, metrics, callers
-        self._limits, self._clock = limits or Limits(), SystemClock()
+        self._limits, self._clock = limits or Limits(victim_wait_seconds=VICTIM_WAIT_SECONDS), SystemClock()
         self._agents = Agents()
         self.pods = PodCache(server, on_change=self._wake, namespace=namespace, watch_seconds=watch_seconds)
         self._cares: dict[str, _Care] = {}
