@@ -7,10 +7,11 @@ copy of the chart whose kinds are of another group; its operator, which knows on
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,9 @@ class Release:
 
     def may(self, verb: str, resource: str, *, namespace: str) -> bool:
         who = f"--as=system:serviceaccount:{self.namespace}:{self.name}"
-        return self.cluster.kubectl("auth", "can-i", verb, resource, who, f"--namespace={namespace}", check=False) == "yes\n"
+        kind, _, part = resource.partition("/")
+        asked = (verb, kind, f"--subresource={part}", who, f"--namespace={namespace}")
+        return self.cluster.kubectl("auth", "can-i", *asked, check=False) == "yes\n"
 
     def _helm(self, command: str, *arguments: str) -> str:
         return self.cluster.helm(command, self.name, *arguments, f"--namespace={self.namespace}", "--timeout=120s")
@@ -149,34 +152,43 @@ def test_the_life_of_a_release(copy: Release) -> None:
     copy.install()  # on a cluster that has no definitions, without --wait
     assert described(copy, profile) == "Any node, any image, no privileges."
     assert copy.kubectl("get", "jobs", "--output=name") == ""
-    uids = uid_of(copy, *kinds, profile)
-
     copy.upgrade("--set=profiles.default.spec.description=changed")
     assert described(copy, profile) == "changed"
-    copy.rollback(1)
-    copy.upgrade()
-    assert described(copy, profile) == "Any node, any image, no privileges."
-    assert uid_of(copy, *kinds, profile) == uids
-
-    copy.kubectl("patch", kinds[1], "--type=json", '--patch=[{"op": "remove", "path": "/spec/names/shortNames"}]')
-    copy.upgrade("--force-replace" if False else "--set=logLevel=DEBUG")
+    uids = uid_of(copy, *kinds, profile)
+    copy.upgrade("--set=profiles.default.spec.description=changed", "--set=logLevel=DEBUG")
+    assert uid_of(copy, *kinds, profile) == uids, "what does not change stays as it is"
+    rename(copy, "newer")
+    copy.upgrade("--set=profiles.default.spec.description=changed")
+    assert short_name(copy, kinds[1]) == "newer"
 
     copy.uninstall()
     assert uid_of(copy, *kinds, profile) == uids
     assert copy.kubectl("get", "deployments,services,roles", "--output=name") == ""
 
+    copy = replace(copy, values=(*copy.values, "profiles.default.spec.description=changed"))
+    rename(copy, "newest")
     copy.install()
+    assert short_name(copy, kinds[1]) == "newest", "a definition that was kept is upgraded too"
     copy.uninstall()
-    other = Release(copy.cluster, copy.namespace, copy.chart, name="other", values=copy.values)
+    other = replace(copy, name="other")
     with pytest.raises(RefusedByCluster, match="invalid ownership metadata"):
         other.install()
     other.install("--take-ownership")
-    assert uid_of(copy, *kinds, profile) == uids
-    beside = Release(copy.cluster, copy.namespace, copy.chart, name="beside", values=copy.values)
-    beside.install("--set=crds.install=false", "--set=profiles.default.enabled=false")
+    beside = replace(copy, name="beside")
+    beside.install("--set=crds.install=false")
     beside.uninstall()
     other.uninstall()
     assert uid_of(copy, *kinds, profile) == uids
+
+
+def rename(release: Release, short: str) -> None:
+    """Another version of the chart, with another definition."""
+    path = release.chart / "files/crds/trainingjobs.yaml"
+    path.write_text(re.sub("(shortNames:\n +- )[a-z]+", f"\\g<1>{short}", path.read_text()))
+
+
+def short_name(release: Release, definition: str) -> str:
+    return release.kubectl("get", definition, "--output=jsonpath={.spec.names.shortNames[0]}")
 
 
 def described(release: Release, profile: str) -> str:
