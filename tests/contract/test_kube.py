@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,11 @@ async def place() -> AsyncIterator[OnKubernetes]:
 def kube(place: OnKubernetes) -> KubeCluster:
     assert isinstance(place.cluster, KubeCluster)
     return place.cluster
+
+
+def kept(cluster: KubeCluster) -> dict[str, Any]:
+    """What one operator's clusters share."""
+    return {"server": cluster._server, "pods": cluster._pods, "agents": cluster._agents}
 
 
 async def test_a_job_of_the_same_name_is_another_job(place: OnKubernetes) -> None:
@@ -71,7 +77,7 @@ async def test_a_record_is_an_immutable_child_of_the_job(place: OnKubernetes) ->
 async def test_a_record_of_another_job_is_refused(place: OnKubernetes) -> None:
     await place.cluster.create_record(a_record(2))
     place.server.find("configmaps")[0]["metadata"]["ownerReferences"][0]["uid"] = "another"
-    fresh = KubeCluster(kube(place).key, server=kube(place)._server, pods=kube(place)._pods, agents=kube(place)._agents)
+    fresh = KubeCluster(kube(place).key, **kept(kube(place)))
     with pytest.raises(ClusterError, match="not this job's record"):
         await fresh.fetch_record(1)
 
@@ -109,6 +115,20 @@ async def test_a_pod_that_only_claims_to_be_a_worker_is_none(place: OnKubernetes
     }
     place.server.add("pods", forged)
     assert list(await place.until(lambda workers: True)) == [named(0)]
+
+
+async def test_a_new_job_waits_for_the_workers_of_an_earlier_one_of_its_name(place: OnKubernetes) -> None:
+    await started(place)
+    place.kubelet.may_end.clear()
+    place.server.delete(("trainingjobs", "research", "moe"), {})
+    place.server.add("trainingjobs", a_job(**{"metadata.uid": "another"}).to_object())
+    place.cluster = new = KubeCluster(replace(kube(place).key, uid="another"), **kept(kube(place)))
+    (left,) = await new.list_workers()
+    assert (left.name, left.attempt, left.ended) == (named(0), 0, False)
+    await new.delete_workers((left.name,), 0)
+    assert place.server.objects[POD]["metadata"]["deletionGracePeriodSeconds"] > 1  # not ours to hurry
+    place.kubelet.may_end.set()
+    await place.until(lambda workers: not workers)
 
 
 async def test_another_agent_at_a_worker_s_address_is_not_believed(place: OnKubernetes) -> None:

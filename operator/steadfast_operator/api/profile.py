@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from steadfast_operator.api.fields import DNS_NAME, QUALIFIED_NAME, ApiModel, Count, DnsName, ResourceQuantity
-from steadfast_operator.api.types import API_VERSION
+from steadfast_operator.api.types import API_VERSION, ObjectStore
 
 KIND = "ClusterTrainingProfile"
 
@@ -130,6 +130,10 @@ class ProfileSpec(ApiModel):
         max_length=64,
         description="Variables of every worker, such as NCCL_IB_HCA. Values are taken as they are.",
         json_schema_extra={"x-steadfast-names": "environment variable, such as NCCL_IB_HCA"},
+    )
+    object_store: ObjectStore = Field(
+        default=ObjectStore(),
+        description="What a job's objectStore leaves out; names in it need no prefix.",
     )
     image_pull_secrets: Names = Field(
         default_factory=list, description="Secrets of the job's namespace that images are pulled with."

@@ -11,7 +11,7 @@ import json
 from steadfast_contract.models import PRESETS, ModelShape
 from steadfast_contract.training import OptimizerConfig, ScheduleConfig, StreamConfig, TrainingConfig
 from steadfast_operator.api.profile import ClusterTrainingProfile
-from steadfast_operator.api.types import Model, Train, TrainingJob
+from steadfast_operator.api.types import Model, ObjectStore, Train, TrainingJob
 
 
 def model_shape(model: Model) -> ModelShape:
@@ -74,6 +74,11 @@ def training_config(job: TrainingJob) -> TrainingConfig:
 
 MERELY_ALLOWED = {"description", "allowed_images", "allowed_service_accounts", "allowed_secrets", "ceilings"}
 """Fields of a profile that leave no trace in a pod."""
+
+
+def object_store(job: TrainingJob, profile: ClusterTrainingProfile) -> ObjectStore:
+    """The job's own store, completed by its profile's."""
+    return profile.spec.object_store.model_copy(update=job.spec.object_store.model_dump(exclude_none=True))
 
 
 def config_digest(job: TrainingJob, profile: ClusterTrainingProfile) -> str:

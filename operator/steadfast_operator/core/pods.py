@@ -11,7 +11,8 @@ from steadfast_contract.env import WorkerEnv
 from steadfast_contract.folder import termination_path
 from steadfast_operator.api import labels
 from steadfast_operator.api.profile import ClusterTrainingProfile, ProfileSpec
-from steadfast_operator.api.types import API_VERSION, KIND, TrainingJob
+from steadfast_operator.api.resolve import object_store
+from steadfast_operator.api.types import API_VERSION, KIND, ObjectStore, TrainingJob
 from steadfast_operator.core.actions import CreateWorker
 from steadfast_operator.core.workers import worker_env
 
@@ -19,6 +20,9 @@ Manifest = dict[str, Any]
 
 CONTAINER = "worker"
 USER = 10001
+LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+LOST_NODE_SECONDS = 5
+"""Kubernetes' own patience with a worker on such a node is five minutes."""
 _VOLUMES = {
     "shared-memory": ("/dev/shm", {"medium": "Memory"}),
     "work": (WorkerEnv.folder, {}),
@@ -44,6 +48,7 @@ def build_worker_pod(
                 labels.SERIAL: str(action.serial),
                 labels.NODE_RANK: str(action.node_rank),
             },
+            "annotations": _scraped(env.port) | profile.spec.annotations,
             "ownerReferences": [owner_reference(job=job.metadata.name, uid=job.metadata.uid)],
         },
         "spec": {
@@ -59,11 +64,11 @@ def build_worker_pod(
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "volumes": [{"name": name, "emptyDir": dict(source)} for name, (_, source) in _VOLUMES.items()],
-            "containers": [_container(job, env, profile=profile.spec)],
+            "containers": [_container(job, env, profile=profile)],
         },
     }
     _place(pod, profile.spec)
-    if (account := job.spec.object_store.service_account_name) is not None:
+    if (account := object_store(job, profile).service_account_name) is not None:
         pod["spec"]["serviceAccountName"] = account
     return pod
 
@@ -71,14 +76,14 @@ def build_worker_pod(
 def _place(pod: Manifest, profile: ProfileSpec) -> None:
     """Where the pod may run, and in which network."""
     spec = pod["spec"]
-    if profile.annotations:
-        pod["metadata"]["annotations"] = dict(profile.annotations)
     if profile.node_selector:
         spec["nodeSelector"] = dict(profile.node_selector)
-    if profile.tolerations:
-        spec["tolerations"] = [
-            toleration.model_dump(mode="json", by_alias=True, exclude_none=True) for toleration in profile.tolerations
-        ]
+    given = [one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in profile.tolerations]
+    spec["tolerations"] = given + [
+        {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
+        for taint in LOST_NODE_TAINTS
+        if not any(one.get("key") == taint for one in given)
+    ]
     if profile.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in profile.image_pull_secrets]
     if profile.host_network:
@@ -99,28 +104,34 @@ def owner_reference(*, job: str, uid: str) -> Manifest:
     return {"apiVersion": API_VERSION, "kind": KIND, "name": job, "uid": uid, "controller": True}
 
 
-def _container(job: TrainingJob, env: WorkerEnv, *, profile: ProfileSpec) -> Manifest:
-    variables = profile.environment | env.to_mapping() | _object_store(job)
+def _scraped(port: int) -> dict[str, str]:
+    """How a Prometheus without its operator finds the metrics of a worker."""
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": "/metrics"}
+
+
+def _container(job: TrainingJob, env: WorkerEnv, *, profile: ClusterTrainingProfile) -> Manifest:
+    gives, store = profile.spec, object_store(job, profile)
+    variables = gives.environment | env.to_mapping() | _store_variables(store)
     container: Manifest = {
         "name": CONTAINER,
         "image": job.spec.image,
         "command": ["python", "-m", "steadfast_agent"],
         "env": [_variable(name, value) for name, value in variables.items()],
-        "ports": _ports(env, on_host=profile.host_network),
+        "ports": _ports(env, on_host=gives.host_network),
         "livenessProbe": _probe("/healthz", env.port) | {"periodSeconds": 5, "failureThreshold": 6},
         "readinessProbe": _probe("/readyz", env.port) | {"periodSeconds": 2},
         "terminationMessagePath": str(termination_path(env.folder)),
         "securityContext": {
             # A program that is not root has a capability only by gaining it from its file.
-            "allowPrivilegeEscalation": bool(profile.capabilities),
+            "allowPrivilegeEscalation": bool(gives.capabilities),
             "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]} | _added(profile),
+            "capabilities": {"drop": ["ALL"]} | _added(gives),
         },
         "volumeMounts": [{"name": name, "mountPath": path} for name, (path, _) in _VOLUMES.items()],
     }
-    if limits := _limits(job, profile):
+    if limits := _limits(job, gives):
         container["resources"] = {"limits": limits, "requests": dict(limits)}
-    if (secret := job.spec.object_store.credentials_secret) is not None:
+    if (secret := store.credentials_secret) is not None:
         container["envFrom"] = [{"secretRef": {"name": secret}}]
     return container
 
@@ -152,6 +163,6 @@ def _limits(job: TrainingJob, profile: ProfileSpec) -> dict[str, str]:
     return given | job.spec.resources.limits | gpus
 
 
-def _object_store(job: TrainingJob) -> dict[str, str]:
-    named = {"S3_ENDPOINT_URL": job.spec.object_store.endpoint, "AWS_REGION": job.spec.object_store.region}
+def _store_variables(store: ObjectStore) -> dict[str, str]:
+    named = {"S3_ENDPOINT_URL": store.endpoint, "AWS_REGION": store.region}
     return {name: value for name, value in named.items() if value is not None}

@@ -23,7 +23,7 @@ from steadfast_operator.shell.ports import ClusterError, SystemClock
 
 RETRY_SECONDS = 10.0
 VICTIM_WAIT_SECONDS = 3.0
-"""Kubelets tell of an end up to two seconds late, and in whole seconds: whoever broke a collective may be heard last."""
+"""Kubelets tell of an end up to two seconds late, in whole seconds: who broke a collective may be heard last."""
 
 _log = logging.getLogger(__name__)
 

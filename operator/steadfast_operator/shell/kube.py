@@ -115,7 +115,7 @@ class KubeCluster:
         self._told = {uid: told for uid, told in self._told.items() if uid in {p["metadata"]["uid"] for p in pods}}
         await asyncio.gather(*(self._ask(pod) for pod in pods if self._is_worth_asking(pod)))
         pods = self._mine()  # an end that came meanwhile says more than an answer
-        return tuple(self._worker(pod) for pod in pods)
+        return tuple(self._worker(pod) for pod in pods) + self._predecessors()
 
     async def fetch_profile(self, name: str) -> ClusterTrainingProfile | None:
         """The profile as the API server's quorum holds it."""
@@ -218,6 +218,18 @@ class KubeCluster:
     def _mine(self) -> list[Object]:
         """Pods that the job owns: anybody may write a label."""
         return [pod for pod in self._pods.pods(self.key.uid) if self._owns(pod)]
+
+    def _predecessors(self) -> tuple[Worker, ...]:
+        """Workers of an earlier job of this name: they end with it, but may save first, and hold the run until then.
+
+        They belong to no attempt of ours, and are not ours to delete.
+        """
+        pods = self._pods.others(self.key.uid, namespace=self.key.namespace, name=self.key.name)
+        owned = [pod for pod in pods if any(self._is_namesake(o) for o in pod["metadata"].get("ownerReferences") or [])]
+        return tuple(replace(worker_of(pod), attempt=0, ready=True) for pod in owned)
+
+    def _is_namesake(self, owner: Object) -> bool:
+        return (owner["kind"], owner["name"]) == (KIND, self.key.name) and bool(owner["uid"] != self.key.uid)
 
     def _owns(self, pod: Object) -> bool:
         meta = pod["metadata"]

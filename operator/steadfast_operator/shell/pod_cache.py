@@ -53,6 +53,11 @@ class PodCache:
         """The pods of one job."""
         return tuple(self._pods[job_uid].values()) if job_uid in self._pods else ()
 
+    def others(self, job_uid: str, *, namespace: str, name: str) -> tuple[Object, ...]:
+        """Pods of other jobs of this name: one that was deleted may still be ending."""
+        found = (pods for uid, pods in self._pods.items() if uid != job_uid)
+        return tuple(pod for pods in found if _is_named(pods, namespace=namespace, name=name) for pod in pods.values())
+
     def put(self, pod: Object) -> None:
         """Add the answer to a write of ours, unless the watch has already told as much or more."""
         if _version(pod) > self._version:
@@ -130,6 +135,12 @@ class PodCache:
             del self._pods[_job(pod)]
         if dropped is not None:
             self._on_change(_job(pod))
+
+
+def _is_named(pods: dict[str, Object], *, namespace: str, name: str) -> bool:
+    """By any of a job's pods: they have these in common."""
+    meta = next(iter(pods.values()))["metadata"]
+    return (meta["namespace"], meta["labels"].get(labels.JOB_NAME)) == (namespace, name)
 
 
 def _uid(pod: Object) -> str:

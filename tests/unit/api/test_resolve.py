@@ -132,6 +132,7 @@ def test_the_operators_own_business_leaves_the_digest(change: dict[str, Any]) ->
         {"capabilities": ["IPC_LOCK"]},
         {"environment": {"NCCL_DEBUG": "INFO"}},
         {"imagePullSecrets": ["registry"]},
+        {"objectStore": {"region": "eu"}},
     ],
     ids=lambda spec: next(iter(spec)),
 )
@@ -155,4 +156,4 @@ def test_what_a_profile_merely_allows_leaves_the_digest(spec: dict[str, Any]) ->
 
 
 def test_every_field_of_a_profile_was_thought_about() -> None:
-    assert len(ProfileSpec.model_fields) == 9 + 5
+    assert len(ProfileSpec.model_fields) == 10 + 5

@@ -103,6 +103,34 @@ def test_no_variable_is_put_into_another() -> None:
     assert values["STEADFAST_TRAINING"] == training.replace("$(", "$$(")
 
 
+def test_a_worker_leaves_a_lost_node_after_seconds_unless_its_profile_says_otherwise() -> None:
+    patient = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 60}
+    tolerated = [
+        {one["key"]: one["tolerationSeconds"] for one in pod["spec"]["tolerations"]}
+        for pod in (a_pod(), a_pod(tolerations=[patient]))
+    ]
+    assert tolerated == [
+        {"node.kubernetes.io/not-ready": 5, "node.kubernetes.io/unreachable": 5},
+        {"node.kubernetes.io/not-ready": 5, "node.kubernetes.io/unreachable": 60},
+    ]
+
+
+def test_a_profile_s_object_store_completes_the_job_s() -> None:
+    theirs = {
+        "endpoint": "http://theirs",
+        "region": "eu",
+        "credentialsSecret": "store",
+        "serviceAccountName": "trainer",
+    }
+    job = a_job(**{"spec.objectStore": {"endpoint": "http://ours"}})
+    spec = a_pod(job=job, objectStore=theirs)["spec"]
+    (container,) = spec["containers"]
+    values = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert (values["S3_ENDPOINT_URL"], values["AWS_REGION"]) == ("http://ours", "eu")
+    assert container["envFrom"] == [{"secretRef": {"name": "store"}}]
+    assert spec["serviceAccountName"] == "trainer"
+
+
 def test_two_jobs_share_no_part_of_a_pod() -> None:
     first, second = (a_pod() for _ in range(2))
     first["spec"]["volumes"][0]["emptyDir"]["sizeLimit"] = "1Gi"
@@ -114,7 +142,7 @@ def test_no_worker_has_a_privilege_that_its_profile_does_not_give() -> None:
     (container,) = spec["containers"]
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
-    assert not {"hostNetwork", "nodeSelector", "tolerations", "imagePullSecrets"} & spec.keys()
+    assert not {"hostNetwork", "nodeSelector", "imagePullSecrets"} & spec.keys()
     assert not any("hostPort" in port for port in container["ports"])
 
 
