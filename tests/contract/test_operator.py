@@ -126,11 +126,11 @@ async def test_a_job_trains_to_its_end() -> None:
         assert site.status["attempt"] == 1
         assert site.status["progress"]["step"] == 10
         assert site.status["checkpoint"]["step"] == 9
-        assert reasons(site) == {"Normal FirstStart": 1, "Normal Completed": 1}
+        await site.until(lambda: reasons(site) == {"Normal FirstStart": 1, "Normal Completed": 1})
         assert len(site.server.find("configmaps")) == 1
         metrics = await site.fetch("/metrics")
         assert 'steadfast_jobs{state="Succeeded"} 1.0' in metrics
-        assert re.search(r'steadfast_job_step\{job="research/moe"\} \d', metrics)
+        assert re.search(r'steadfast_job_step\{training_job="research/moe"\} \d', metrics)
         assert await site.fetch("/readyz") == "ok\n"
 
 
@@ -145,7 +145,7 @@ async def test_a_worker_that_is_lost_costs_one_restart() -> None:
         assert reasons(site)["Warning WorkerFailed"] == reasons(site)["Normal WorkerFailed"] == 1
         metrics = await site.fetch("/metrics")
         assert "steadfast_recovery_seconds_count 1.0" in metrics
-        assert 'steadfast_restarts_total{class="AgentLost",job="research/moe"} 1.0' in metrics
+        assert 'steadfast_restarts_total{class="AgentLost",training_job="research/moe"} 1.0' in metrics
 
 
 async def test_a_pod_that_somebody_deletes_is_an_eviction() -> None:
@@ -256,7 +256,8 @@ async def test_a_job_that_its_profile_refuses_begins_once_the_profile_allows_it(
         site.server.edit(PROFILE, allowedImages=["registry.example/*"], ceilings={"workers": 2})
         await site.until_state("Succeeded")
         assert acceptance(site)["status"] == "True"
-        assert reasons(site) == {"Warning InvalidSpec": 1, "Normal FirstStart": 1, "Normal Completed": 1}
+        told = {"Warning InvalidSpec": 1, "Normal FirstStart": 1, "Normal Completed": 1}
+        await site.until(lambda: reasons(site) == told)
 
 
 @pytest.mark.usefixtures("impatient")
