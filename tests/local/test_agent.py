@@ -315,7 +315,7 @@ def test_it_answers_probes_status_and_metrics(start):
     host, _, port = status.master.rpartition(":")
     socket.create_connection((host, int(port)), timeout=5).close()
     metrics = worker.get("/metrics")[1]
-    labels = 'attempt="3",job="team/moe",rank="{}",worker="moe-1"'
+    labels = 'attempt="3",rank="{}",training_job="team/moe",worker="moe-1"'
     assert f"steadfast_rank_step{{{labels.format(0)}}} 41.0" in metrics
     assert f"steadfast_rank_step{{{labels.format(1)}}} 40.0" in metrics
     assert worker.get("/orders")[0] == 404

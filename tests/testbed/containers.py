@@ -95,6 +95,13 @@ def images(folder: Path) -> list[str]:
     return _ctr(folder, "images", "list", "--quiet").stdout.decode().split()
 
 
+def tag_image(name: str, alias: str) -> None:
+    """Another name for an image, in the golden store and on every running node; taken from whichever had it."""
+    with golden_containerd():
+        for folder in (GOLDEN, *running_folders()):
+            _ctr(folder, "images", "tag", "--force", name, alias)
+
+
 def remove_image(name: str, folder: Path) -> None:
     """Also under the name that containerd itself gave it, which would keep it, unless others mean the same image."""
     lines = _ctr(folder, "images", "list").stdout.decode().splitlines()

@@ -24,6 +24,8 @@ from testbed.paths import CACHE, ROOT, BedError
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 """Debian's own Python of that version; also what tests use for a pod with a shell."""
 TARGETS = {"operator": None, "trainer": "cpu"}
+_ALIASES = {"trainer": "docker.io/library/steadfast-trainer:cpu"}
+"""What examples/ call it: always the image that was built last."""
 _FOLDER = CACHE / "images"
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _DEBIAN = ("--variant=minbase", "--include=python3,python3-venv,ca-certificates")
@@ -46,6 +48,8 @@ def build(name: str, say: Callable[[str], None]) -> str:
             _forget(name, but=f"{libraries}-")  # before the new layers need the room
             _build(reference, dockerfile=dockerfile, context=context, target=TARGETS[name], say=say)
     _import(reference, say)
+    if name in _ALIASES:
+        containers.tag_image(reference, _ALIASES[name])
     _forget(name, but=f"{libraries}-{code}")
     return reference
 

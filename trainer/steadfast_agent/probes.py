@@ -21,7 +21,7 @@ class Probes:
         """Prepare; `master` is where node rank 0's ranks meet, empty on the other workers."""
         self._worker, self._gang, self._phase, self._master = worker, gang, phase, master
         self._registry = CollectorRegistry()
-        labels = {"job": worker.job, "worker": worker.worker, "attempt": str(worker.attempt)}
+        labels = {"training_job": worker.job, "worker": worker.worker, "attempt": str(worker.attempt)}
         self._gauges = {
             name: Gauge(f"steadfast_rank_{name}", text, [*labels, "rank"], registry=self._registry)
             for name, text in METRICS.items()

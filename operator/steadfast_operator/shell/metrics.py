@@ -20,9 +20,10 @@ class Metrics:
         self._jobs = Gauge("steadfast_jobs", "Jobs by their state", ["state"], registry=registry)
         self._decisions = Counter("steadfast_decisions", "Decisions by their reason", ["reason"], registry=registry)
         text = "Restarts by the class of the failure, since this operator started"
-        self._restarts = Counter("steadfast_restarts", text, ["job", "class"], registry=registry)
+        self._restarts = Counter("steadfast_restarts", text, ["training_job", "class"], registry=registry)
         self._gauges = {
-            name: Gauge(f"steadfast_job_{name}", text, ["job"], registry=registry) for name, text in _PROGRESS.items()
+            name: Gauge(f"steadfast_job_{name}", text, ["training_job"], registry=registry)
+            for name, text in _PROGRESS.items()
         }
         text = "From the end of a failed attempt to the first step of the next one"
         self._recovery = Histogram("steadfast_recovery_seconds", text, [], registry=registry, buckets=RECOVERY_BUCKETS)
@@ -46,8 +47,8 @@ class Metrics:
         """The job is gone: its series end."""
         self._note_state(job, "")
         for gauge in self._gauges.values():
-            gauge.remove_by_labels({"job": job})
-        self._restarts.remove_by_labels({"job": job})
+            gauge.remove_by_labels({"training_job": job})
+        self._restarts.remove_by_labels({"training_job": job})
 
     def to_text(self) -> bytes:
         """In Prometheus' own format."""

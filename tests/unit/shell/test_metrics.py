@@ -31,15 +31,15 @@ def test_a_training_job_shows_its_progress() -> None:
     told = noted(a_gang())
     assert told['steadfast_jobs{state="Running"}'] == 1
     assert told['steadfast_decisions_total{reason="Training"}'] == 1
-    assert told[f'steadfast_job_step{{job="{JOB}"}}'] == 4
-    assert told[f'steadfast_job_loss{{job="{JOB}"}}'] == 2.5
-    assert told[f'steadfast_job_tokens_per_second{{job="{JOB}"}}'] == 256
+    assert told[f'steadfast_job_step{{training_job="{JOB}"}}'] == 4
+    assert told[f'steadfast_job_loss{{training_job="{JOB}"}}'] == 2.5
+    assert told[f'steadfast_job_tokens_per_second{{training_job="{JOB}"}}'] == 256
 
 
 def test_a_failure_is_counted_once_by_its_class() -> None:
     broken = failed(a_gang(), 1, FailureClass.GPU_FAULT)
     told = noted(broken, settled(broken))
-    assert told[f'steadfast_restarts_total{{class="GpuFault",job="{JOB}"}}'] == 1
+    assert told[f'steadfast_restarts_total{{class="GpuFault",training_job="{JOB}"}}'] == 1
     assert (told['steadfast_jobs{state="Restarting"}'], told.get('steadfast_jobs{state="Running"}', 0)) == (1, 0)
 
 
