@@ -239,7 +239,7 @@ def test_a_pod_monitor_reads_the_workers_of_the_jobs_looked_after(helm: Helm, wa
     assert spec["selector"]["matchLabels"] == {"app.kubernetes.io/managed-by": "steadfast"}
     (endpoint,) = spec["podMetricsEndpoints"]
     assert (endpoint["port"], endpoint["path"]) == ("agent", "/metrics")
-    assert endpoint["relabelings"][0]["targetLabel"] == "job"
+    assert endpoint["relabelings"][0]["targetLabel"] == "training_job"
 
 
 @pytest.mark.parametrize("peers", [[], [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}]])
