@@ -72,7 +72,13 @@ cluster-down: install ## End and delete it; what was built stays cached
 cluster-status: install ## What of it runs, what it takes, where it is
 	@PYTHONPATH=tests $(BIN)/python -m testbed status
 
+kind-up: install ## The same on kind, where Docker is; prints what the suite needs to be told
+	@PYTHONPATH=tests $(BIN)/python -m testbed.kind up
+
+kind-down: install ## End and delete it
+	@PYTHONPATH=tests $(BIN)/python -m testbed.kind down
+
 clean: ## Delete .venv, the demo's data and caches
 	rm -rf .venv .demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo check test format generate golden lock bench-startup bench-restart cluster-up cluster-down cluster-status clean
+.PHONY: help install demo check test format generate golden lock bench-startup bench-restart cluster-up cluster-down cluster-status kind-up kind-down clean
