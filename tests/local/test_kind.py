@@ -17,7 +17,7 @@ from testbed.paths import HERE, ROOT
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(120)]
 
-PROGRAM = """#!/bin/sh
+PROGRAM = """
 echo "$(basename $0) $@" >> {log}
 case "$(basename $0) $1 $2" in
   "docker network inspect") echo '[{{"IPAM": {{"Config": [{{"Gateway": "fc00::1"}}, {{"Gateway": "127.0.0.1"}}]}}}}]';;
@@ -31,20 +31,32 @@ def test_the_cluster_has_three_workers() -> None:
     assert [node["role"] for node in config["nodes"]] == ["control-plane", *["worker"] * 3]
 
 
-def test_without_docker_it_says_so_in_one_line(tmp_path: Path) -> None:
-    done = kind("up", path=tmp_path, folder=tmp_path / "kind")
+@pytest.mark.parametrize(
+    ("there", "lacks"),
+    [
+        pytest.param([], "docker on the PATH", id="without docker"),
+        pytest.param(["docker"], "kind on the PATH", id="without kind"),
+        pytest.param(["docker", "kind"], "kubectl on the PATH", id="without kubectl"),
+        pytest.param(
+            ["docker", "kind", "kubectl"], "Docker to be running, and `docker info` fails", id="without a daemon"
+        ),
+    ],
+)
+def test_it_says_in_one_line_what_it_lacks(tmp_path: Path, there: list[str], lacks: str) -> None:
+    for name in there:
+        program(tmp_path / name, "exit 1")
+    done = kind("up", path=tmp_path, folder=tmp_path / "state")
     assert done.returncode == 1
-    assert done.stderr == ("Error: kind-up needs docker on the PATH; `make cluster-up` needs neither Docker nor kind\n")
+    assert done.stderr == f"Error: kind-up needs {lacks}; `make cluster-up` needs neither Docker nor kind\n"
     assert done.stdout == ""
-    assert not (tmp_path / "kind").exists()
+    assert not (tmp_path / "state").exists()
 
 
 def test_with_docker_it_makes_a_cluster_with_images_and_a_store(tmp_path: Path) -> None:
     log, folder, programs = tmp_path / "log", tmp_path / "kind", tmp_path / "bin"
     programs.mkdir()
     for name in ("docker", "kind", "kubectl"):
-        (programs / name).write_text(PROGRAM.format(log=log))
-        (programs / name).chmod(0o755)
+        program(programs / name, PROGRAM.format(log=log))
     path = Path(f"{programs}:/usr/bin:/bin")
     done = kind("up", path=path, folder=folder)
     assert done.returncode == 0, done.stderr
@@ -68,7 +80,8 @@ def test_with_docker_it_makes_a_cluster_with_images_and_a_store(tmp_path: Path) 
     assert not folder.exists()
     asked = log.read_text().replace(str(ROOT), "ROOT").splitlines()
     config = "--config=ROOT/tests/testbed/templates/kind.yaml"
-    assert asked[:7] == [
+    assert asked[:8] == [
+        "docker info",
         "kind get clusters",
         f"kind create cluster --name=steadfast {config} --kubeconfig={folder}/kubeconfig --wait=180s",
         "docker build --file=ROOT/images/operator.Dockerfile --tag=steadfast-operator:0.1.0 ROOT",
@@ -78,6 +91,11 @@ def test_with_docker_it_makes_a_cluster_with_images_and_a_store(tmp_path: Path) 
         "docker network inspect kind",
     ]
     assert asked[-1] == "kind delete cluster --name=steadfast"
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
 
 
 def kind(command: str, *, path: Path, folder: Path, first_port: int = 0) -> subprocess.CompletedProcess[str]:

@@ -39,9 +39,7 @@ def up() -> None:
     Raises:
         BedError: Docker or kind is missing, or a command failed.
     """
-    for program in ("docker", "kind", "kubectl"):
-        if shutil.which(program) is None:
-            raise BedError(f"kind-up needs {program} on the PATH; `make cluster-up` needs neither Docker nor kind")
+    _require_programs()
     FOLDER.mkdir(parents=True, exist_ok=True)
     if NAME not in _run("kind", "get", "clusters").split():
         config = f"--config={HERE / 'templates' / 'kind.yaml'}"
@@ -59,6 +57,15 @@ def down() -> None:
     if shutil.which("kind") is not None:
         _run("kind", "delete", "cluster", f"--name={NAME}")
     shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def _require_programs() -> None:
+    instead = "`make cluster-up` needs neither Docker nor kind"
+    for program in ("docker", "kind", "kubectl"):
+        if shutil.which(program) is None:
+            raise BedError(f"kind-up needs {program} on the PATH; {instead}")
+    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
+        raise BedError(f"kind-up needs Docker to be running, and `docker info` fails; {instead}")
 
 
 def _environment(endpoint: str) -> dict[str, str]:
