@@ -173,6 +173,7 @@ def test_the_life_of_a_release(copy: Release) -> None:
     other = replace(copy, name="other")
     with pytest.raises(RefusedByCluster, match="invalid ownership metadata"):
         other.install()
+    copy.kubectl("label", kinds[0], "app.kubernetes.io/managed-by-")  # as one that kubectl created
     other.install("--take-ownership")
     beside = replace(copy, name="beside")
     beside.install("--set=crds.install=false")
