@@ -26,6 +26,9 @@ $(INSTALLED): requirements/dev.lock requirements/uv.lock pyproject.toml
 demo: install ## Train moe-tiny on 2 workers, kill one, recover; ends with a table
 	@$(BIN)/python examples/demo.py
 
+demo-cluster: cluster-up ## The same on the test bed: helm install, kubectl apply, a pod killed, Prometheus asked
+	@PYTHONPATH=tests $(BIN)/python examples/demo_cluster.py
+
 check: install ## Lint, types, import contracts, unit tests: about a minute
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -35,6 +38,19 @@ check: install ## Lint, types, import contracts, unit tests: about a minute
 
 test: check ## Everything that must pass on every change
 	$(BIN)/pytest -q tests/contract tests/local
+	@$(MAKE) --no-print-directory test-cluster
+
+test-cluster: install ## The cluster suite, on the test bed or on the cluster that STEADFAST_KUBECONFIG names
+	@if [ -n "$${STEADFAST_KUBECONFIG:-}" ] || [ "$$(id -u)" = 0 ]; then \
+	  [ -n "$${STEADFAST_KUBECONFIG:-}" ] || $(MAKE) --no-print-directory cluster-up; \
+	  $(BIN)/pytest -q -m "not full" tests/chart tests/cluster; \
+	else \
+	  echo "The cluster suite did not run: the test bed needs root; or set STEADFAST_KUBECONFIG"; \
+	  [ -z "$${STEADFAST_CLUSTER_REQUIRED:-}" ]; \
+	fi
+
+test-full: test ## Also what takes long: nodes that come and go
+	$(BIN)/pytest -q -m full tests/cluster
 
 format: install ## Format the code
 	$(BIN)/ruff check --fix
@@ -81,4 +97,4 @@ kind-down: install ## End and delete it
 clean: ## Delete .venv, the demo's data and caches
 	rm -rf .venv .demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo check test format generate golden lock bench-startup bench-restart cluster-up cluster-down cluster-status kind-up kind-down clean
+.PHONY: help install demo demo-cluster check test test-cluster test-full format generate golden lock bench-startup bench-restart cluster-up cluster-down cluster-status kind-up kind-down clean

@@ -75,6 +75,7 @@ def test_pods_reach_the_object_store(namespace: str) -> None:
     wait_for("pod/asks", "jsonpath={.status.phase}=Succeeded", namespace)
 
 
+@pytest.mark.full
 def test_prometheus_finds_pods(namespace: str) -> None:
     run(namespace, "scraped", ["python3", "-m", "http.server", "8000"], annotations={"prometheus.io/scrape": "true"})
     wait_for("pod/scraped", "condition=Ready", namespace)
@@ -90,6 +91,7 @@ def test_a_gpu_that_breaks_is_not_given_out() -> None:
     wait_until("node2 has four GPUs", lambda: nodes.gpus_of("node2") == 4, seconds=30)
 
 
+@pytest.mark.full
 def test_a_node_comes_back_when_its_kubelet_does() -> None:
     nodes.crash("node3")
     try:
@@ -100,6 +102,7 @@ def test_a_node_comes_back_when_its_kubelet_does() -> None:
     wait_until("node3 has four GPUs", lambda: nodes.gpus_of("node3") == 4, seconds=30)
 
 
+@pytest.mark.full
 def test_a_node_without_its_cable_is_not_ready_until_it_is_plugged_in() -> None:
     nodes.partition("node3")
     try:
@@ -115,6 +118,7 @@ def test_the_object_store_keeps_its_objects_when_it_goes_away() -> None:
     assert services.has_bucket("runs")
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_worker_image_imports_torch_without_root(namespace: str) -> None:
     reference = cluster.add_image("trainer", print)

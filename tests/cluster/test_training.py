@@ -25,8 +25,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.usefixt
 STEPS = 1200
 STORE_GONE_SECONDS = 20
 NODE_LOST_SECONDS = 120
-"""Bound on the way back from a dead node. Kubernetes alone takes 51 s of it to call the node not ready (node monitor
-grace 50 s, its default, not shortened here); then pods tolerate it for 5 s, and we wait 10 s for an answer."""
+"""Bound on the way back from a dead node. Its peers notice at once, and its worker is waited for for 10 s; but if the
+scheduler puts the replacement on the dead node again, Kubernetes takes 51 s to call it not ready (node monitor grace
+50 s, its default, not shortened here), and then pods tolerate that for 5 s."""
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +57,18 @@ def test_six_faults_end_with_the_weights_of_an_undisturbed_run(
     job = Job(installed, nano(installed, "disturbed", namespace=namespace, **{"spec.train.steps": STEPS}))
     job.apply()
     attempt = 0
-    for fault, seconds, classes in FAULTS:
+    for fault, failure_class in FAULTS:
         attempt = job.until_steps(20, attempt=attempt)
         began = time.monotonic()
         fault(installed, job)
-        job.until_steps(1, attempt=attempt, seconds=seconds)
-        status = job.fetch().status
-        print(f"{fault.__name__}: {time.monotonic() - began:.1f} s to the next step; {status.last_failure}")
-        assert status.last_failure is not None
-        assert status.last_failure.class_ in classes
+        job.until_steps(1, attempt=attempt, seconds=60)
+        last = job.fetch().status.last_failure
+        print(f"{fault.__name__}: {time.monotonic() - began:.1f} s to the next step; {last}")
+        assert last is not None
+        assert last.class_ == failure_class
     lose_the_store(job)
     delete_and_apply_again(job)
+    lose_a_node(job)
     job.until_state("Succeeded", seconds=400)
 
     expected_store, expected = newest_checkpoint(f"s3://runs/{namespace}/undisturbed", environ=installed.store)
@@ -94,26 +96,10 @@ def kill_the_operator_during_a_recovery(cluster: Cluster, job: Job) -> None:
     cluster.kill_operator()
 
 
-def lose_a_node(_: Cluster, job: Job) -> None:
-    """Kubelet and containers of the second worker's node, at once; it comes back when the job runs elsewhere."""
-    node, attempt = job.node_of(1), job.fetch().status.attempt
-    began = time.monotonic()
-    nodes.crash(node)
-    try:
-        until(lambda: not nodes.is_ready(node), "the node is called not ready", seconds=90)
-        print(f"{node} is NotReady after {time.monotonic() - began:.1f} s")
-        job.until_steps(1, attempt=attempt, seconds=NODE_LOST_SECONDS)
-        print(f"the job is back after {time.monotonic() - began:.1f} s, attempt {job.fetch().status.attempt}")
-    finally:
-        nodes.start_kubelet(node)
-        until(lambda: nodes.is_ready(node), "the node is back", seconds=60)
-
-
-FAULTS: list[tuple[Callable[[Cluster, Job], None], float, set[str]]] = [
-    (kill_a_rank, 60, {"Unknown"}),
-    (delete_a_worker, 60, {"Evicted"}),
-    (kill_the_operator_during_a_recovery, 90, {"Unknown"}),
-    (lose_a_node, 60, {"CollectiveError", "NodeLost"}),
+FAULTS: list[tuple[Callable[[Cluster, Job], None], str]] = [
+    (kill_a_rank, "Unknown"),
+    (delete_a_worker, "Evicted"),
+    (kill_the_operator_during_a_recovery, "Unknown"),
 ]
 
 
@@ -142,3 +128,21 @@ def delete_and_apply_again(job: Job) -> None:
     assert after.status.attempts[0].resumed_from is not None
     assert before.status.checkpoint is not None
     assert after.status.attempts[0].resumed_from >= before.status.checkpoint.step > 0
+
+
+def lose_a_node(job: Job) -> None:
+    """Kubelet and containers of the second worker's node, at once; it comes back when the job runs elsewhere."""
+    attempt, node = job.until_steps(20), job.node_of(1)
+    began = time.monotonic()
+    nodes.crash(node)
+    try:
+        job.until_steps(1, attempt=attempt, seconds=NODE_LOST_SECONDS)
+        print(f"lose_a_node: {time.monotonic() - began:.1f} s to the next step, {node} Ready: {nodes.is_ready(node)}")
+        until(lambda: not nodes.is_ready(node), "the node is called not ready", seconds=90)
+        print(f"{node} is NotReady after {time.monotonic() - began:.1f} s")
+    finally:
+        nodes.start_kubelet(node)
+        until(lambda: nodes.is_ready(node), "the node is back", seconds=60)
+    last = job.fetch().status.last_failure
+    assert last is not None
+    assert last.class_ in {"CollectiveError", "NodeLost", "AgentLost"}

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from testbed import cluster, images, nodes
+from testbed import cluster, images, nodes, peers
 from testbed.paths import KUBECONFIG, NODES, BedError
 
 _STARTED = time.monotonic()
@@ -46,6 +46,10 @@ def _image(options: argparse.Namespace) -> None:
     print(cluster.add_image(options.name, say))
 
 
+def _peers(options: argparse.Namespace) -> None:
+    peers.up(say) if options.state == "up" else peers.down()
+
+
 def _fault(options: argparse.Namespace) -> None:
     match options.fault:
         case "partition":
@@ -74,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     image = commands.add_parser("image", help="build an image as the tree is now, give it to the nodes, print its name")
     image.add_argument("name", choices=sorted(images.TARGETS))
     image.set_defaults(action=_image)
+    beside = commands.add_parser("peers", help="controllers to measure against, and a DNS; built the first time")
+    beside.add_argument("state", choices=["up", "down"])
+    beside.set_defaults(action=_peers)
     fault = commands.add_parser("fault", help="do something to a node")
     fault.add_argument(
         "fault",

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,9 +77,9 @@ def install_packages(say: Callable[[str], None]) -> None:
             raise BedError(f"apt-get {command[0]} failed: {result.stderr.strip()[-500:]}")
 
 
-def ensure(say: Callable[[str], None]) -> None:
+def ensure(say: Callable[[str], None], builds: Sequence[Build] = BUILDS) -> None:
     """Build what is not in the cache, then link it all into the bed's bin folder."""
-    missing = [build for build in BUILDS if not stored(build).exists()]
+    missing = [build for build in builds if not stored(build).exists()]
     if missing:
         if shutil.which("go") is None:
             raise BedError("building the test bed needs Go 1.26")
@@ -89,7 +89,7 @@ def ensure(say: Callable[[str], None]) -> None:
         with tempfile.TemporaryDirectory(prefix="go-build-", dir=CACHE) as intermediate:  # 3 to 8 GB
             for build in missing:
                 _build(build, build_cache=Path(intermediate), say=say)
-    _link()
+    _link(builds)
 
 
 def stored(build: Build) -> Path:
@@ -113,7 +113,7 @@ def _build(build: Build, *, build_cache: Path, say: Callable[[str], None]) -> No
         build.package,
     ]
     environment = os.environ | {"GOCACHE": str(build_cache), "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"}
-    process = subprocess.Popen(command, cwd=_module(build), env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=module_folder(build), env=environment, stderr=subprocess.PIPE, text=True)
     while True:
         try:
             _, errors = process.communicate(timeout=30)
@@ -121,7 +121,7 @@ def _build(build: Build, *, build_cache: Path, say: Callable[[str], None]) -> No
         except subprocess.TimeoutExpired:
             say(f"Still building {build.names[0]}, {time.monotonic() - started:.0f} s")
     if process.returncode:
-        raise BedError(f"go build in {_module(build)} failed:\n{errors.strip()[-2000:]}")
+        raise BedError(f"go build in {module_folder(build)} failed:\n{errors.strip()[-2000:]}")
     for old in target.parent.glob(f"{build.names[0]}-*"):
         if old != part:
             old.unlink()
@@ -129,9 +129,9 @@ def _build(build: Build, *, build_cache: Path, say: Callable[[str], None]) -> No
     say(f"Built {build.names[0]} in {time.monotonic() - started:.0f} s, {target.stat().st_size / 1e6:.0f} MB")
 
 
-def _link() -> None:
+def _link(builds: Sequence[Build]) -> None:
     BIN.mkdir(parents=True, exist_ok=True)
-    for build in BUILDS:
+    for build in builds:
         for name in build.names:
             link = BIN / name
             if not link.is_symlink() or link.readlink() != stored(build):
@@ -142,12 +142,12 @@ def _link() -> None:
 def _key(build: Build) -> str:
     """What the program is made of: sources, pinned modules, flags, compiler."""
     digest = hashlib.sha256(repr((build, _go_version())).encode())
-    for path in sorted(path for path in _module(build).rglob("*") if path.suffix in {".go", ".mod", ".sum"}):
+    for path in sorted(path for path in module_folder(build).rglob("*") if path.suffix in {".go", ".mod", ".sum"}):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _module(build: Build) -> Path:
+def module_folder(build: Build) -> Path:
     return HERE / "go" / build.module
 
 

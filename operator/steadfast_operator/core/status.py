@@ -163,8 +163,9 @@ def _progress(seen: Observation, pulse: Pulse) -> ProgressStatus:
         step=step,
         steps=pulse.steps,
         tokens=pulse.tokens,
-        loss=_finite(pulse.loss) if pulse.step >= 0 else None,
-        tokens_per_second=_finite(pulse.tokens_per_second),
+        # Before its first step an attempt has none of its own.
+        loss=_finite(pulse.loss) if pulse.step > pulse.resumed_from else None,
+        tokens_per_second=_finite(pulse.tokens_per_second) if pulse.step > pulse.resumed_from else None,
         percent=round(100 * min(step / pulse.steps, 1), 2) if pulse.steps > 0 else 0.0,
         eta=_eta(pulse, updated),
         updated=updated,
