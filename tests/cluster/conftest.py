@@ -51,6 +51,7 @@ def installed(cluster: Cluster) -> Cluster:
     repository, _, tag = cluster.operator.rpartition(":")
     cluster.helm(
         "upgrade", "--install", "steadfast", str(CHART), f"--namespace={SYSTEM}", "--create-namespace", "--wait",
+        "--take-ownership",
         "--timeout=120s", f"--set=image.repository={repository}", f"--set=image.tag={tag}",
     )  # fmt: skip
     return cluster
