@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from architecture.project import ROOT, tracked_files
+from steadfast_operator.api.reasons import Reason
 
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -37,6 +38,11 @@ def test_the_readme_names(command: str) -> None:
 def test_every_make_command_of_the_readme_exists() -> None:
     code = " ".join(code_of(README))
     assert set(re.findall(r"\bmake ([a-z][a-z-]*)", code)) <= PHONY
+
+
+def test_every_reason_is_explained() -> None:
+    rows = re.findall(r"^\| (`.+?) \|", (ROOT / "docs/reasons.md").read_text(), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {str(reason) for reason in Reason}
 
 
 def test_every_path_of_the_readme_exists() -> None:

@@ -68,3 +68,31 @@ def test_a_job_that_cannot_run_says_why_and_runs_when_it_can(installed: Cluster,
     job.patch(suspend=True)
     job.patch(train={"globalBatchTokens": 256}, suspend=False)
     job.until_state("Succeeded", seconds=90)
+
+
+def test_a_job_gets_no_secret_that_its_profile_does_not_lend(installed: Cluster, namespace: str) -> None:
+    job = Job(installed, nano(installed, "nosy", namespace=namespace))
+    job.manifest["spec"]["objectStore"]["credentialsSecret"] = "payroll"
+    job.apply()
+    job.until_state("Invalid", seconds=30)
+    (accepted,) = (c for c in job.fetch().status.conditions if c.type == "Accepted")
+    assert "'payroll'" in accepted.message
+    assert not job.all_pods()
+
+
+def test_a_worker_has_no_token_no_root_and_a_network_policy(installed: Cluster, namespace: str) -> None:
+    job = Job(installed, nano(installed, "modest", namespace=namespace, **{"spec.train.steps": 100_000}))
+    job.apply()
+    job.until_steps(1)
+    script = (
+        "import os; print(os.getuid(), os.access('/', os.W_OK), "
+        "os.path.exists('/var/run/secrets/kubernetes.io/serviceaccount'))"
+    )
+    name = job.pods()[0]["metadata"]["name"]
+    said = installed.kubectl("exec", name, f"--namespace={namespace}", "--", "python", "-c", script)
+    assert said == "10001 False False\n"
+    chosen = f"--selector=steadfast.dev/job-uid={job.fetch().metadata.uid}"
+    (policy,) = installed.get("networkpolicies", f"--namespace={namespace}", chosen)["items"]
+    assert policy["metadata"]["ownerReferences"][0]["name"] == "modest"
+    job.delete()
+    until(lambda: not job.all_pods(), "its pods are gone", seconds=90)
