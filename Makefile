@@ -10,7 +10,7 @@ INSTALLED := .venv/installed
 BYTECODE := import steadfast_agent.__main__, steadfast_agent.zygote, steadfast_cli.run, steadfast_trainer.__main__, streaming
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## Make .venv with everything from the lock file
 
@@ -73,11 +73,17 @@ lock: install ## Resolve dependencies anew into requirements/*.lock
 	    --constraint requirements/dev.lock pyproject.toml --extra $$extra -o requirements/$$extra.lock; \
 	done
 
-bench-startup: install ## `steadfast run` to the first step
-	$(BIN)/python -m bench.startup
+bench-startup: cluster-up ## `kubectl apply` to the first step, beside JobSet, PyTorchJob, torchrun in a Job; 5 minutes
+	PYTHONPATH=tests $(BIN)/python -m bench.startup
 
-bench-restart: install ## A rank killed to the next step, beside torchrun with the same trainer
-	$(BIN)/python -m bench.restart
+bench-restart: cluster-up ## Failure to the next step, beside the same; 20 minutes, REPEATS=1 for a glance
+	PYTHONPATH=tests $(BIN)/python -m bench.restart
+
+bench-startup-local: install ## `steadfast run` to the first step, beside torchrun
+	$(BIN)/python -m bench.startup_local
+
+bench-restart-local: install ## A rank of `steadfast run` killed to the next step, beside torchrun
+	$(BIN)/python -m bench.restart_local
 
 cluster-up: install ## A real Kubernetes of three nodes on this machine (root; 15 minutes the first time)
 	@PYTHONPATH=tests $(BIN)/python -m testbed up
@@ -97,4 +103,4 @@ kind-down: install ## End and delete it
 clean: ## Delete .venv, the demo's data and caches
 	rm -rf .venv .demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo demo-cluster check test test-cluster test-full format generate golden lock bench-startup bench-restart cluster-up cluster-down cluster-status kind-up kind-down clean
+.PHONY: help install demo demo-cluster check test test-cluster test-full format generate golden lock bench-startup bench-restart bench-startup-local bench-restart-local cluster-up cluster-down cluster-status kind-up kind-down clean

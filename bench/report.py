@@ -16,8 +16,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def row(case: str, system: str, values: Sequence[float], *, unit: str = "s", **extra: Any) -> dict[str, Any]:
-    """One line of a result: the spread of one figure."""
+    """One line of a result: the spread of one figure; no figures where nothing was measured."""
     ordered = sorted(values)
+    if not ordered:
+        return {"case": case, "system": system, "unit": unit, "n": 0, "p50": None, "p95": None, **extra}
     p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
     return {
         "case": case,
@@ -32,13 +34,14 @@ def row(case: str, system: str, values: Sequence[float], *, unit: str = "s", **e
     }
 
 
-def publish(bench: str, rows: list[dict[str, Any]]) -> None:
-    """Store and print a result."""
+def publish(bench: str, rows: list[dict[str, Any]], *, note: str = "") -> None:
+    """Store and print a result; the note joins the description of the machine."""
     memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.system()}"
     result = {
         "bench": bench,
         "rows": rows,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.system()}",
+        "machine": f"{machine}, {note}" if note else machine,
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -36,7 +36,7 @@ def main() -> None:
     recovery = [restart["recovery_seconds"] for restart in ours]
     detection = [restart["detection_seconds"] for restart in ours]
     publish(
-        "restart",
+        "restart-local",
         [
             row("rank-killed", "steadfast", recovery),
             row("rank-killed", "torchrun", theirs),

@@ -34,7 +34,9 @@ def main() -> None:
                 )
         finally:
             store.release()
-    publish("startup", [row("run-to-first-step", "steadfast", ours), row("run-to-first-step", "torchrun", theirs)])
+    publish(
+        "startup-local", [row("run-to-first-step", "steadfast", ours), row("run-to-first-step", "torchrun", theirs)]
+    )
 
 
 def _steadfast(home: Path, number: int, *, environ: dict[str, str]) -> float:
