@@ -22,7 +22,7 @@ from testbed import nodes, services
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.usefixtures("nano_corpus")]
 
-STEPS = 1200
+STEPS = 2000
 STORE_GONE_SECONDS = 20
 NODE_LOST_SECONDS = 120
 """Bound on the way back from a dead node. Its peers notice at once, and its worker is waited for for 10 s; but if the
