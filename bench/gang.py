@@ -122,7 +122,8 @@ def writes_pulse(maps: str) -> bool:
 
 
 def _in_folder_of(uid: str) -> list[Path]:
-    return list(STATE.glob(f"nodes/*/own/kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/work/{_PULSE}"))
+    volume = Path("volumes", "kubernetes.io~empty-dir", "work")
+    return list(STATE.glob(f"nodes/*/own/kubelet/pods/{uid}/{volume}/{_PULSE}"))
 
 
 def _maps(pid: int) -> str:
