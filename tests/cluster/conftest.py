@@ -59,10 +59,10 @@ def installed(cluster: Cluster) -> Cluster:
 
 @pytest.fixture(scope="session")
 def nano_corpus(cluster: Cluster) -> None:
-    """Shards of the standard library for moe-nano at s3://corpora/nano."""
+    """Shards of the standard library for moe-nano at s3://corpora/small, enough that no sample comes twice."""
     command = [
-        sys.executable, "-m", "steadfast_trainer.data.prepare", "python-stdlib", "--out=s3://corpora/nano",
-        "--tokenizer=train:512", "--sequence-length=32", "--max-tokens=200000",
+        sys.executable, "-m", "steadfast_trainer.data.prepare", "python-stdlib", "--out=s3://corpora/small",
+        "--tokenizer=train:512", "--sequence-length=32", "--max-tokens=600000",
     ]  # fmt: skip
     done = subprocess.run(command, env=os.environ | cluster.store, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -195,8 +195,8 @@ def nano(cluster: Cluster, name: str, *, namespace: str, **overrides: Any) -> Ob
         "image": cluster.trainer,
         "ranksPerWorker": 2,
         "data": {
-            "tokenizer": "s3://corpora/nano/tokenizer.json",
-            "streams": [{"name": "nano", "remote": "s3://corpora/nano"}],
+            "tokenizer": "s3://corpora/small/tokenizer.json",
+            "streams": [{"name": "small", "remote": "s3://corpora/small"}],
         },
         "checkpoint": {"intervalSeconds": 1},
         "objectStore": {
