@@ -142,7 +142,7 @@ async def test_a_worker_that_is_lost_costs_one_restart() -> None:
         assert site.status["attempt"] == 2
         assert site.status["restarts"]["byClass"] == {"AgentLost": 1}
         assert site.workers() == ["moe-7e1f5-2", "moe-7e1f5-3"]
-        assert reasons(site)["Warning WorkerFailed"] == reasons(site)["Normal WorkerFailed"] == 1
+        assert reasons(site)["Warning WorkerFailed"] == reasons(site)["Normal Restarted"] == 1
         metrics = await site.fetch("/metrics")
         assert "steadfast_recovery_seconds_count 1.0" in metrics
         assert 'steadfast_restarts_total{class="AgentLost",training_job="research/moe"} 1.0' in metrics

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     # Why an attempt was begun.
     FIRST_START = "FirstStart"
     RESUMED = "Resumed"
+    RESTARTED = "Restarted"
     WORKER_FAILED = "WorkerFailed"
     PREEMPTED = "Preempted"
     CONFIGURATION_CHANGED = "ConfigurationChanged"

@@ -135,7 +135,8 @@ def _begin_attempt(seen: Observation) -> Decision:
     record = attempts.next_record(seen, status)
     reason = Reason(record.reason)
     message = f"Attempt {record.number} began with {len(record.serials)} workers."
-    event = EmitEvent(type=EventType.NORMAL, reason=reason, message=message)
+    told = Reason.RESTARTED if reason in attempts.RESTARTS else reason  # the cause was told when it was found
+    event = EmitEvent(type=EventType.NORMAL, reason=told, message=message)
     status = attempts.moved_to(status, record)
     return _under_way(seen, reason, message, status=status, actions=(CreateRecord(record=record), event))
 

@@ -134,6 +134,8 @@ def _workers_ready(seen: Observation) -> str:
 
 def _with_progress(seen: Observation, status: TrainingJobStatus, pulse: Pulse) -> TrainingJobStatus:
     """Progress is refreshed at its own pace; at once when a checkpoint was committed or somebody ends."""
+    if pulse.step < 0 and status.progress is not None:
+        return status  # a new attempt that has not yet read where it goes on
     committed = status.checkpoint.step if status.checkpoint else -1
     newer = pulse.committed > committed
     if not newer and not _is_due(seen, status):

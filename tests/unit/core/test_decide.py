@@ -385,3 +385,12 @@ def test_a_spec_that_changes_during_the_start_makes_no_mixed_gang(edit: dict[str
 
 def test_a_spec_that_changes_later_waits_for_the_next_attempt() -> None:
     assert decide(replace(a_gang(), config_digest="sha256:new")).reason == "Training"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [("WorkerFailed", "Restarted"), ("Preempted", "Restarted"), ("Suspended", "Resumed")],
+)
+def test_the_event_of_a_new_attempt_leaves_its_cause_to_the_event_of_the_end(outcome: str, reason: str) -> None:
+    (_, told_) = decide(ended(a_gang(), outcome)).actions
+    assert told_ == event(reason, "Attempt 2 began with 2 workers.")

@@ -24,9 +24,11 @@ from core_builders import (
     with_status,
 )
 from steadfast_contract.exits import FailureClass
+from steadfast_contract.heartbeat import Phase
 from steadfast_operator.api.reasons import ConditionType, Reason
 from steadfast_operator.api.types import CheckpointStatus, ProgressStatus, TrainingJobStatus
 from steadfast_operator.core import status as statuses
+from steadfast_operator.core.decide import decide
 from steadfast_operator.core.observation import Observation
 from steadfast_operator.core.status import Standing, observed, shortened, standing
 
@@ -158,3 +160,16 @@ def test_the_eta_is_as_stable_as_the_pulse() -> None:
     first, second = (observed(after(with_status(a_gang(), progress=None), s)).progress for s in (0, 30))
     assert first == second
     assert isinstance(first and first.eta, datetime)
+
+
+def test_progress_stays_until_a_new_attempt_knows_where_it_goes_on() -> None:
+    before = decide(a_gang()).status
+    restoring = altered(with_status(a_gang(), before), 0, progress=a_pulse(phase=Phase.RESTORING, step=-1))
+    assert decide(after(restoring, 60)).status.progress == before.progress
+
+
+def test_an_attempt_without_a_step_of_its_own_has_no_loss() -> None:
+    restored = altered(a_gang(), 0, progress=a_pulse(step=4, resumed_from=4, loss=0.0))
+    progress = decide(after(with_status(restored, progress=None), 60)).status.progress
+    assert progress is not None
+    assert (progress.step, progress.loss, progress.tokens_per_second) == (4, None, None)
