@@ -44,12 +44,12 @@ def main(only: list[str]) -> None:
     """All systems, or those named."""
     rows = []
     with place() as at:
-        busy = load()
+        before = load()
         for case in FAULTS:
             rows += compare(case, [system for name, system in SYSTEMS.items() if not only or name in only], at=at)
         if not only or "pytorchjob" in only:
             rows.append(in_a_row(SYSTEMS["pytorchjob"], at=at))
-    publish("restart", rows, note=f"load before {busy}")
+    publish("restart", rows, note=f"load {before} before, {load()} after")
 
 
 def compare(case: str, systems: list[System], *, at: Place) -> list[dict[str, Any]]:

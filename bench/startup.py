@@ -15,14 +15,14 @@ def main(only: list[str]) -> None:
     """All systems, or those named, in turns, so that the machine's mood meets all."""
     seconds: dict[str, list[float]] = {name: [] for name in SYSTEMS if not only or name in only}
     with place() as at:
-        busy = load()
+        before = load()
         for number in range(repeats(RUNS)):
             for name, values in seconds.items():
                 with running(SYSTEMS[name], f"{name}-startup-{number}", at) as (applied, first):
                     values.append(first.at - applied)
                 say(f"{name} {number + 1}: {values[-1]:.2f} s")
     rows = [row("apply-to-first-step", name, values) for name, values in seconds.items()]
-    publish("startup", rows, note=f"load before {busy}")
+    publish("startup", rows, note=f"load {before} before, {load()} after")
 
 
 if __name__ == "__main__":
