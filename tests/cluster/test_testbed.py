@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from cluster.conftest import needs_bed
 from testbed import cluster, images, nodes, services
 from testbed.control import kubectl
 from testbed.paths import NODES
 from testbed.processes import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180), needs_bed]
 
 
 @pytest.fixture(scope="module", autouse=True)

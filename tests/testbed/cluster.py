@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from testbed import containers, control, disk, images, network, nodes, programs, services
@@ -47,11 +48,15 @@ def _prepare(say: Callable[[str], None]) -> None:
     programs.install_packages(say)
     if not _NETWORK_MADE.exists():
         _clear()  # what a crash left
-    programs.ensure(say)
     make_cgroup(f"{CGROUP}/system")
     with containers.golden_containerd():
+        # Side by side, because one loads both cores and the other the network. What is large waits for the room that
+        # compiling takes.
+        with ThreadPoolExecutor(1) as beside:
+            compiled = beside.submit(programs.ensure, say)
+            images.add_base(say)
+            compiled.result()
         containers.add_pause_image()
-        images.add_base(say)
         if not _NETWORK_MADE.exists():  # running nodes get images by `add_image`
             for name in images.TARGETS:
                 images.build(name, say)

@@ -86,7 +86,7 @@ def ensure(say: Callable[[str], None], builds: Sequence[Build] = BUILDS) -> None
         CACHE.mkdir(parents=True, exist_ok=True)
         for left in CACHE.glob("go-build-*"):  # by a build that was killed
             shutil.rmtree(left)
-        with tempfile.TemporaryDirectory(prefix="go-build-", dir=CACHE) as intermediate:  # 3 to 8 GB
+        with tempfile.TemporaryDirectory(prefix="go-build-", dir=CACHE) as intermediate:  # 8 GB, sources included
             for build in missing:
                 _build(build, build_cache=Path(intermediate), say=say)
     _link(builds)
@@ -112,7 +112,8 @@ def _build(build: Build, *, build_cache: Path, say: Callable[[str], None]) -> No
         part,
         build.package,
     ]
-    environment = os.environ | {"GOCACHE": str(build_cache), "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"}
+    caches = {"GOCACHE": str(build_cache / "objects"), "GOMODCACHE": str(build_cache / "modules")}
+    environment = os.environ | caches | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -modcacherw"}
     process = subprocess.Popen(command, cwd=module_folder(build), env=environment, stderr=subprocess.PIPE, text=True)
     while True:
         try:
