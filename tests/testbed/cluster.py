@@ -46,7 +46,7 @@ def up(say: Callable[[str], None]) -> bool:
 def _prepare(say: Callable[[str], None]) -> None:
     """All that the cache keeps: minutes the first time, a second later."""
     programs.install_packages(say)
-    if not _NETWORK_MADE.exists():
+    if not (_NETWORK_MADE.exists() and network.stands()):
         _clear()  # what a crash left
     make_cgroup(f"{CGROUP}/system")
     with containers.golden_containerd():

@@ -42,6 +42,12 @@ def existing() -> list[str]:
     return [name for name in namespaces() if Path("/run/netns", name).exists()]
 
 
+def stands() -> bool:
+    """Whether its last part is there: it is not after a restart of the machine, though files say so."""
+    command = ["ip", "-n", FABRIC, "link", "show", "host"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def create() -> None:
     """The whole network, anew."""
     for name in namespaces():
