@@ -6,6 +6,7 @@ What it prints after a $ is what a user types; the bed (tests/testbed) lends the
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def main() -> int:
         "the job succeeded": summary.state == "Succeeded",
         f"the loss fell by {fall:.2f}, at least {LEAST_FALL}": fall >= LEAST_FALL,
         "the killed pod was recovered": summary.restarts == len(summary.failures) == 1,
-        "Prometheus has its metrics": None not in values.values(),
+        "Prometheus has its metrics": all(value is not None and math.isfinite(value) for value in values.values()),
     }
     for check, passed in checks.items():
         print(f"{'ok    ' if passed else 'FAILED'}  {check}")

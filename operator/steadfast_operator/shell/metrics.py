@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from steadfast_operator.api.reasons import ConditionType, Reason
+from steadfast_operator.core import attempts
 from steadfast_operator.core.actions import Decision
 from steadfast_operator.core.observation import Observation
 from steadfast_operator.core.status import holds
@@ -25,7 +26,7 @@ class Metrics:
             name: Gauge(f"steadfast_job_{name}", text, ["training_job"], registry=registry)
             for name, text in _PROGRESS.items()
         }
-        text = "From the end of a failed attempt to the first step of the next one"
+        text = "From the end of an attempt that was cut short to the first step of the next one"
         self._recovery = Histogram("steadfast_recovery_seconds", text, [], registry=registry, buckets=RECOVERY_BUCKETS)
         self._states: dict[str, str] = {}
 
@@ -74,6 +75,6 @@ def recovery_seconds(seen: Observation, decision: Decision) -> float | None:
     if decision.reason != Reason.TRAINING or holds(seen.status, ConditionType.RUNNING):
         return None
     last = next((a for a in seen.status.attempts if a.number == seen.status.attempt - 1), None)
-    if last is None or last.ended is None or last.outcome != Reason.WORKER_FAILED:
+    if last is None or last.ended is None or last.outcome not in attempts.RESTARTS:
         return None
     return (seen.now - last.ended).total_seconds()

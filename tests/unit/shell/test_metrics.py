@@ -71,6 +71,12 @@ async def test_a_recovery_lasts_from_the_failure_to_the_next_training() -> None:
     assert 1 < seconds < 15
 
 
+async def test_an_eviction_is_recovered_from_as_well() -> None:
+    count, seconds = await recoveries(Fault(kind="evict", after=6))
+    assert count == 1
+    assert 1 < seconds < 80
+
+
 async def test_a_suspension_is_no_recovery() -> None:
     suspended = Fault(kind="suspend", after=5, attempt=0), Fault(kind="resume", after=20, attempt=0)
     assert (await recoveries(*suspended))[0] == 0
