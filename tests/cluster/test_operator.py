@@ -38,7 +38,7 @@ def test_a_suspended_job_saves_rests_and_goes_on(installed: Cluster, namespace: 
     job.until_steps(20)
     job.patch(suspend=True)
     job.until_state("Suspended", seconds=60)
-    assert not job.all_pods()
+    until(lambda: not job.all_pods(), "its pods are gone", seconds=30)
     saved = job.fetch().status.checkpoint
     assert saved is not None
     job.patch(suspend=False)

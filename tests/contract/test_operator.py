@@ -175,6 +175,7 @@ async def test_a_suspended_job_rests_until_it_is_resumed() -> None:
         site.server.edit(JOB, suspend=True)
         await site.until_state("Suspended")
         assert site.workers() == []
+        assert site.status["checkpoint"]["step"] == site.kubelet.committed  # saved on the way out
         site.server.edit(JOB, suspend=False)
         await site.until_state("Succeeded")
         assert [entry["reason"] for entry in site.status["attempts"]] == ["FirstStart", "Resumed"]

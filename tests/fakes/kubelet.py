@@ -161,7 +161,9 @@ class FakeKubelet:
             return
         if not pod.ended and pod.pulse.phase >= Phase.TRAINING:
             self.committed = max(self.committed, pod.pulse.step)
-        pod.ended = True
+        if not pod.ended:
+            pod.pulse = replace(pod.pulse, committed=self.committed)
+            self.end(pod.key[2], code=ExitCode.SAVED, report=RankReport(code=ExitCode.SAVED, attempt=pod.env.attempt))
         await self._stop_agent(pod)
         if self.server.objects.get(pod.key, {}).get("metadata", {}).get("uid") == pod.uid:
             self.server.delete(pod.key, {"gracePeriodSeconds": 0})

@@ -115,7 +115,8 @@ class KubeCluster:
         self._told = {uid: told for uid, told in self._told.items() if uid in {p["metadata"]["uid"] for p in pods}}
         await asyncio.gather(*(self._ask(pod) for pod in pods if self._is_worth_asking(pod)))
         pods = self._mine()  # an end that came meanwhile says more than an answer
-        return tuple(self._worker(pod) for pod in pods) + self._predecessors()
+        departed = [pod for pod in self._pods.take_departed(self.key.uid) if self._owns(pod)]
+        return tuple(self._worker(pod) for pod in [*pods, *departed]) + self._predecessors()
 
     async def fetch_profile(self, name: str) -> ClusterTrainingProfile | None:
         """The profile as the API server's quorum holds it."""

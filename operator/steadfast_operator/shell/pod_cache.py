@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 
 from steadfast_operator.api import labels
@@ -19,6 +19,8 @@ from steadfast_operator.shell.ports import ClusterError
 WATCH_SECONDS = 120
 PAGE = 500
 GONE = 410
+DEPARTED = 1000
+"""Bound on what is kept for jobs that nobody looks after any more."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class PodCache:
         self._path = f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
         self._pods: dict[str, dict[str, Object]] = defaultdict(dict)
         """Pods by their uid, by their job's uid."""
+        self._departed: deque[Object] = deque(maxlen=DEPARTED)
+        """Pods that have ended and were deleted, as they were last."""
         self._failures = 0
         """Lists and watches in a row that brought nothing."""
         self._version = 0
@@ -52,6 +56,13 @@ class PodCache:
     def pods(self, job_uid: str) -> tuple[Object, ...]:
         """The pods of one job."""
         return tuple(self._pods[job_uid].values()) if job_uid in self._pods else ()
+
+    def take_departed(self, job_uid: str) -> tuple[Object, ...]:
+        """Pods of one job that have ended and were deleted since this was asked last: their last words are in them."""
+        taken = tuple(pod for pod in self._departed if _job(pod) == job_uid)
+        for pod in taken:
+            self._departed.remove(pod)
+        return taken
 
     def others(self, job_uid: str, *, namespace: str, name: str) -> tuple[Object, ...]:
         """Pods of other jobs of this name: one that was deleted may still be ending."""
@@ -117,6 +128,8 @@ class PodCache:
             if _version(pod) <= self._version:
                 continue
             if event["type"] == "DELETED":
+                if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+                    self._departed.append(pod)
                 self._drop(pod)
             elif event["type"] != "BOOKMARK":
                 self._keep(pod)
