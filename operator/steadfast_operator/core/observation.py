@@ -5,8 +5,9 @@ Only the shell's `observe` builds an Observation in production; tests and the si
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -88,6 +89,17 @@ class AttemptRecord:
     reason: str
     config_digest: str
     created_at: datetime
+
+    def to_json(self) -> str:
+        """As adapters keep it."""
+        return json.dumps(asdict(self), default=datetime.isoformat)
+
+    @classmethod
+    def from_json(cls, text: str) -> AttemptRecord:
+        """Decode what `to_json` wrote."""
+        data = json.loads(text)
+        created_at = datetime.fromisoformat(data["created_at"])
+        return cls(**(data | {"serials": tuple(data["serials"]), "created_at": created_at}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from steadfast_contract.folder import termination_path
 from steadfast_operator.api import labels
 from steadfast_operator.api.profile import ClusterTrainingProfile, ProfileSpec
 from steadfast_operator.api.resolve import object_store
-from steadfast_operator.api.types import API_VERSION, KIND, ObjectStore, TrainingJob
+from steadfast_operator.api.types import API_VERSION, KIND, TrainingJob
 from steadfast_operator.core.actions import CreateWorker
-from steadfast_operator.core.workers import worker_env
+from steadfast_operator.core.workers import store_variables, worker_env
 
 Manifest = dict[str, Any]
 
@@ -111,7 +111,7 @@ def _scraped(port: int) -> dict[str, str]:
 
 def _container(job: TrainingJob, env: WorkerEnv, *, profile: ClusterTrainingProfile) -> Manifest:
     gives, store = profile.spec, object_store(job, profile)
-    variables = gives.environment | env.to_mapping() | _store_variables(store)
+    variables = gives.environment | env.to_mapping() | store_variables(store)
     container: Manifest = {
         "name": CONTAINER,
         "image": job.spec.image,
@@ -161,8 +161,3 @@ def _limits(job: TrainingJob, profile: ProfileSpec) -> dict[str, str]:
     given = {name: str(count) for name, count in profile.worker_resources.items()}
     gpus = {profile.gpu_resource: str(job.spec.gpus_per_worker)} if job.spec.gpus_per_worker else {}
     return given | job.spec.resources.limits | gpus
-
-
-def _store_variables(store: ObjectStore) -> dict[str, str]:
-    named = {"S3_ENDPOINT_URL": store.endpoint, "AWS_REGION": store.region}
-    return {name: value for name, value in named.items() if value is not None}

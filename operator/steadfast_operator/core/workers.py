@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steadfast_contract.env import WorkerEnv
 from steadfast_operator.api.labels import worker_name
-from steadfast_operator.api.types import TrainingJob
+from steadfast_operator.api.types import ObjectStore, TrainingJob
 from steadfast_operator.core.actions import CreateWorker
 
 
@@ -22,3 +22,9 @@ def worker_env(job: TrainingJob, action: CreateWorker, *, training: str) -> Work
         master=action.master,
         training=training,
     )
+
+
+def store_variables(store: ObjectStore) -> dict[str, str]:
+    """How a worker reaches the object store, as far as the store says so."""
+    named = {"S3_ENDPOINT_URL": store.endpoint, "AWS_REGION": store.region}
+    return {name: value for name, value in named.items() if value is not None}

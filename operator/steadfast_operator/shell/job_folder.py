@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Self
@@ -130,16 +129,14 @@ class JobFolder:
     def read_record(self, number: int) -> AttemptRecord | None:
         """An attempt record; None when there is none."""
         try:
-            data = json.loads(self._record_path(number).read_text())
+            return AttemptRecord.from_json(self._record_path(number).read_text())
         except FileNotFoundError:
             return None
-        created_at = datetime.fromisoformat(data["created_at"])
-        return AttemptRecord(**(data | {"serials": tuple(data["serials"]), "created_at": created_at}))
 
     def create_record(self, record: AttemptRecord) -> bool:
         """Write a record down; False when there is one of that number."""
         temporary = self.path / f".attempt-{record.number}.{os.getpid()}"
-        temporary.write_text(json.dumps(asdict(record), default=datetime.isoformat))
+        temporary.write_text(record.to_json())
         try:
             os.link(temporary, self._record_path(record.number))  # fails if it exists, and is never half there
         except FileExistsError:

@@ -7,12 +7,10 @@ answered, how far training is) is remembered here, as long as the operator lives
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import quote
 
 from pydantic import ValidationError
@@ -144,7 +142,7 @@ class KubeCluster:
         owners = content["metadata"].get("ownerReferences") or []
         if not any(owner["uid"] == self.key.uid for owner in owners):
             raise ClusterError(f"config map {content['metadata']['name']} is not this job's record")
-        self._records = {number: _decoded_record(content)}
+        self._records = {number: AttemptRecord.from_json(content["data"]["record"])}
         return self._records[number]
 
     async def create_record(self, record: AttemptRecord) -> bool:
@@ -159,7 +157,7 @@ class KubeCluster:
                 "ownerReferences": [owner_reference(job=self.key.name, uid=self.key.uid)],
             },
             "immutable": True,
-            "data": {"record": json.dumps(asdict(record), default=datetime.isoformat)},
+            "data": {"record": record.to_json()},
         }
         created = await self._create(self._records_path, manifest)
         if created is not None:
@@ -327,12 +325,6 @@ class KubeCluster:
     @property
     def _records_path(self) -> str:
         return f"/api/v1/namespaces/{quote(self.key.namespace)}/configmaps"
-
-
-def _decoded_record(content: Object) -> AttemptRecord:
-    data: dict[str, Any] = json.loads(content["data"]["record"])
-    created_at = datetime.fromisoformat(data["created_at"])
-    return AttemptRecord(**(data | {"serials": tuple(data["serials"]), "created_at": created_at}))
 
 
 def _agent_port(pod: Object) -> int:

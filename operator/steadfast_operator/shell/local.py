@@ -28,7 +28,7 @@ from steadfast_operator.api.resolve import training_config
 from steadfast_operator.api.types import TrainingJob, TrainingJobStatus
 from steadfast_operator.core.actions import CreateWorker, EmitEvent
 from steadfast_operator.core.observation import AttemptRecord, Worker, WorkerEnd, WorkerPhase
-from steadfast_operator.core.workers import worker_env
+from steadfast_operator.core.workers import store_variables, worker_env
 from steadfast_operator.shell.job_folder import JobFolder
 from steadfast_operator.shell.ports import ConflictError
 
@@ -114,7 +114,7 @@ class LocalCluster:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         env = replace(env, folder=str(folder), host="127.0.0.1", port=0, master_port=0)
-        process = self._start_agent(env.to_mapping() | _object_store(job), log=folder / "log")
+        process = self._start_agent(env.to_mapping() | store_variables(job.spec.object_store), log=folder / "log")
         worker = Worker(
             name=env.worker,
             serial=action.serial,
@@ -220,11 +220,6 @@ class LocalCluster:
                 master=local.status.master,
                 progress=local.status.progress or local.worker.progress,
             )
-
-
-def _object_store(job: TrainingJob) -> dict[str, str]:
-    named = {"S3_ENDPOINT_URL": job.spec.object_store.endpoint, "AWS_REGION": job.spec.object_store.region}
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def _worker_end(local: LocalWorker, code: int) -> WorkerEnd:
