@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-import obstore
 from bench.gang import FirstStep, wait_for_first_step
 from bench.systems import SECRET, Manifest, Place, System
-from obstore.store import S3Store
 
+from steadfast_trainer.checkpoint.store import ObjectStore
 from testbed import cluster, control, peers, services
 from testbed.paths import BIN, KUBECONFIG, ROOT, BedError
 from testbed.processes import wait_until
@@ -155,17 +154,9 @@ def _prepare_data(store: dict[str, str]) -> None:
 
 
 def _delete_run(name: str) -> None:
-    env = services.store_environment()
-    store = S3Store(
-        "runs",
-        endpoint=env["S3_ENDPOINT_URL"],
-        region=env["AWS_REGION"],
-        access_key_id=env["AWS_ACCESS_KEY_ID"],
-        secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
-        client_options={"allow_http": True},
-    )
-    for page in obstore.list(store, prefix=name):
-        obstore.delete(store, [each["path"] for each in page])
+    runs = ObjectStore(f"s3://runs/{name}", env=services.store_environment())
+    for key in runs.list():
+        runs.delete(key)
 
 
 def _pods(namespace: str, selector: str = _NOT_THE_OPERATOR) -> list[Manifest]:
